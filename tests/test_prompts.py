@@ -191,7 +191,7 @@ class CapturedModel:
 @pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3", "chat", "jinja"])
 def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name: str) -> None:
     """Promise 1: training, samples while training and answers condition on the same ids."""
-    from hf_instruct.training.finetune import build_sampler
+    from hf_instruct.training.callbacks import build_sampler
 
     if name == "jinja":
         (tmp_path / "f.jinja").write_text("{{ instruction }}|{{ input }}|Answer: ")  # ends in a space that could merge

@@ -3,7 +3,9 @@
 import ast
 import re
 import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -11,14 +13,12 @@ import yaml
 
 from hf_instruct.cli import main
 from hf_instruct.config import Experiment, load_experiment
-from hf_instruct.data.splits import load_splits
 from hf_instruct.errors import ConfigError
 from hf_instruct.models import ALIASES, WHEEL_MODEL, load_model
-from hf_instruct.prompt_checks import choose_format
 from hf_instruct.recipes import find_experiment, list_recipes
 from hf_instruct.records import Example
-from hf_instruct.run_folder import RunFolder
-from hf_instruct.training.finetune import _build_trainer
+from hf_instruct.training import running
+from hf_instruct.training.finetune import train
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -27,7 +27,9 @@ HEADER = ("model:", "method:", "hardware:", "took:", "launch:")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, tiny_gpt2: Path, tmp_path: Path):
+def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(
+    path: Path, build_tiny_trainer: Callable[[Experiment], Any]
+) -> None:
     comments = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
     for word in HEADER:
         assert any(line.startswith(word) for line in comments), f"{path} does not say its {word}"
@@ -35,8 +37,7 @@ def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, 
     # DPO and GRPO begin with a model that another recipe has fine-tuned.
     tuned = {"runs/demo/model", "runs/gpt2-medium-full/model"} if experiment.method != "SFT" else set()
     assert experiment.model.name in {*ALIASES, WHEEL_MODEL, *tuned}
-    choose_format(experiment.data.prompt_format, has_conversations=False)
-    trainer = build_tiny_trainer(experiment, tiny_gpt2, tmp_path)
+    trainer = build_tiny_trainer(experiment)
     assert trainer.args.num_train_epochs == experiment.train.get("num_train_epochs", 2)
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     if experiment.lora is None:
@@ -46,20 +47,20 @@ def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, 
         assert all("lora_" in name for name in trainable)
 
 
-def build_tiny_trainer(experiment: Experiment, tiny_model: Path, folder: Path):
-    model, tokenizer = load_model(str(tiny_model), dropout=experiment.model.dropout)
-    tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
-    example = Example("1", "Name a color.", "", "Red.")
-    trainer, _ = _build_trainer(
-        model,
-        tokenizer,
-        load_splits({"train": [example] * 8, "test": [example], "validation": [example]}),
-        run=RunFolder(folder),
-        prompt_format=choose_format(experiment.data.prompt_format, has_conversations=False),
-        args=experiment.train,
-        peft_config=experiment.lora,
-    )
-    return trainer
+@pytest.fixture
+def build_tiny_trainer(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Experiment], Any]:
+    """Return what gives the trainer of an experiment, with a tiny model in place of its own."""
+
+    def build(experiment: Experiment) -> Any:
+        model, tokenizer = load_model(str(tiny_gpt2), dropout=experiment.model.dropout)
+        tokenizer.chat_template = tiny_models.CHAT_TEMPLATE.replace("<|im_end|>", "{{ eos_token }}")
+        example = Example("1", "Name a color.", "", "Red.")
+        data = {"train": [example] * 8, "validation": [example]}
+        options = {"prompt_format": experiment.data.prompt_format, "peft_config": experiment.lora}
+        return train(model, tokenizer, data, output_dir=tmp_path, args=experiment.train, **options)
+
+    monkeypatch.setattr(running, "_run_trainer", lambda trainer, *_, **__: trainer)
+    return build
 
 
 def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +109,8 @@ def test_recipes_are_listed_and_copied(
     assert load_experiment("mine.yaml", deep=False).model.name == "gpt2-xl"
 
 
-def test_course_recipe_has_the_course_settings(tiny_gpt2: Path, tmp_path: Path):
-    experiment = load_experiment(ROOT / "recipes/gpt2-medium/full.yaml")
-    arguments = build_tiny_trainer(experiment, tiny_gpt2, tmp_path).args
+def test_course_recipe_has_the_course_settings(build_tiny_trainer: Callable[[Experiment], Any]) -> None:
+    arguments = build_tiny_trainer(load_experiment(ROOT / "recipes/gpt2-medium/full.yaml")).args
     settings = {
         "learning_rate": 5e-5,
         "weight_decay": 0.1,

@@ -228,7 +228,7 @@ def test_an_adapter_is_not_trained_on(adapter, tmp_path: Path) -> None:
 
 def test_samples_come_from_the_adapted_model(adapter) -> None:
     from hf_instruct.prompts import PromptFormat
-    from hf_instruct.training.finetune import build_sampler
+    from hf_instruct.training.callbacks import build_sampler
 
     path, *_ = adapter
     reloaded, tokenizer = load_model(str(path / "model"))

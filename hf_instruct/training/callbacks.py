@@ -4,21 +4,27 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_instruct.errors import TrainingError
+from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.library_fields import find_section
 from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart
+from hf_instruct.models import matching_precision
 from hf_instruct.processes import on_main_process
 from hf_instruct.progress import Advance, progress_bar
-from hf_instruct.records import append_rows, recover_rows, write_rows
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example, append_rows, recover_rows, write_rows
 from hf_instruct.schema import TrainingRow
 from hf_instruct.training.tracking import log_samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +33,7 @@ SAVE_SECONDS = 300.0
 # On a GPU 50 steps can take 3 s, and writing the checkpoint longer than that.
 MIN_SAVE_SECONDS = 60.0
 
+_SAMPLE_TOKENS = 60
 # The mean of one reward function, as TRL logs it.
 _REWARD = re.compile("(?:eval_)?rewards/(.*)/mean")
 
@@ -226,3 +233,38 @@ def build_log(path: Path, arguments: TrainingArguments, given: Any, sampler: Sam
     is_default = given is None or (isinstance(given, Mapping) and asked.isdisjoint(given))
     least_save_seconds = MIN_SAVE_SECONDS if is_default else 0.0
     return RunLog(path, sampler, shows_progress=shows_progress, least_save_seconds=least_save_seconds)
+
+
+def build_sampler(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+) -> Sampler:
+    """Return a function that answers the prompts of a few examples with the current model."""
+    prompts = prompt_format.encode_prompts(tokenizer, examples)
+
+    def sample() -> list[dict[str, str]]:
+        end_id = prompt_format.end_token_id(tokenizer)
+        # The original model object: LoRA layers are put into it, so it always answers with the weights of now.
+        with matching_precision(model):
+            completions = generate_completions(model, tokenizer, prompts, end_id=end_id, max_new_tokens=_SAMPLE_TOKENS)
+        rows = [
+            {"id": e.id, "instruction": e.instruction, "input": e.input, "output": e.output, "response": c.text}
+            for e, c in zip(examples, completions, strict=True)
+        ]
+        logger.info("%s", _format_samples(rows))
+        return rows
+
+    return sample
+
+
+def _format_samples(samples: Sequence[dict[str, str]]) -> str:
+    """Return samples as indented text, an instruction and its response each."""
+    lines = []
+    for sample in samples:
+        question, response = (
+            " ".join(text.split()) for text in (f"{sample['instruction']} {sample['input']}", sample["response"])
+        )
+        lines += [f"  {question}", f"    -> {response or '(nothing)'}"]
+    return "\n".join(lines)

@@ -1,29 +1,17 @@
 """Fine-tune a model on examples, for the command line, the recipes and the Python API."""
 
-import itertools
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.generation.decoding import generate_completions
-from hf_instruct.models import matching_precision
 from hf_instruct.prompt_tokens import LossOn
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.quantization import is_quantized, prepare_training
-from hf_instruct.records import Example, format_row
-from hf_instruct.run_folder import RunFolder
+from hf_instruct.records import format_row
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.running import (
-    begin_training,
-    check_trainable,
-    load_training_splits,
-    run_trainer,
-    translated_errors,
-)
+from hf_instruct.training.running import load_training_splits, run_training
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -31,15 +19,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig
 
-    from hf_instruct.training.callbacks import RunLog, Sampler
-    from hf_instruct.training.trainer import InstructTrainer
-
-logger = logging.getLogger(__name__)
-
 # Rows of the training split whose loss is followed beside the validation loss: the course's five batches of eight.
 PROBE_ROWS = 40
-SAMPLE_ROWS = 3
-SAMPLE_TOKENS = 60
 
 
 def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
@@ -92,79 +73,40 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
-    splits, run = load_training_splits(data), RunFolder(Path(output_dir))
-    check_trainable(model, peft_config)
-    prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume, args=args)
-    # Here too: an adapter is made, and the model moves to the GPU.
-    with translated_errors(run):
-        trainer, log = _build_trainer(
-            model,
-            tokenizer,
-            splits,
-            run=run,
-            prompt_format=prompt_format,
-            loss_on=loss_on,
-            args=args,
-            peft_config=peft_config,
-            callbacks=callbacks,
-            compute_metrics=compute_metrics,
+    from hf_instruct.training.trainer import InstructTrainer
+
+    splits = load_training_splits(data)
+
+    def prepare(prompt_format: PromptFormat, arguments: "SFTConfig") -> tuple[dict[str, Any], Iterator[str]]:
+        rows, validation_rows = _tokenize(
+            model, tokenizer, splits, prompt_format=prompt_format, loss_on=loss_on, arguments=arguments
         )
-    return run_trainer(
-        trainer,
+        # Evenly spaced, so that the probe is like the whole whatever the order of the file.
+        spacing = max(len(rows) // PROBE_ROWS, 1)
+        given = {
+            "train_dataset": _pack(rows, arguments),
+            "eval_dataset": validation_rows,
+            "probe_dataset": rows.select(range(0, len(rows), spacing)[:PROBE_ROWS]),
+            "compute_metrics": compute_metrics,
+        }
+        return given, (format_row(one) for name in ("train", "validation") for one in iterate_examples(splits[name]))
+
+    return run_training(
+        InstructTrainer,
+        prepare,
         model,
-        run=run,
-        template=prompt_format.template,
-        log=log,
-        rows=(format_row(one) for name in ("train", "validation") for one in iterate_examples(splits[name])),
+        tokenizer,
+        splits,
+        kind="SFTConfig",
+        output_dir=output_dir,
+        prompt_format=prompt_format,
+        args=args,
+        peft_config=peft_config,
+        callbacks=callbacks,
+        samples=splits["validation"],
         resume=resume,
         keep_checkpoints=keep_checkpoints,
     )
-
-
-def _build_trainer(  # noqa: PLR0913 - as `train`
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    splits: CheckedSplits,
-    *,
-    run: RunFolder,
-    prompt_format: PromptFormat,
-    loss_on: LossOn = "all",
-    args: Any,
-    peft_config: Any,
-    callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = (),
-    **others: Any,
-) -> tuple["InstructTrainer", "RunLog"]:
-    from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
-    from hf_instruct.training.callbacks import build_log
-    from hf_instruct.training.fast.optimizer import build_optimizer
-    from hf_instruct.training.trainer import InstructTrainer
-
-    arguments = resolve_arguments(args, model, run)
-    adapter = build_lora_config(peft_config, model) if peft_config is not None else None
-    if is_quantized(model):
-        prepare_training(model)
-    train_rows, validation_rows = _tokenize(
-        model, tokenizer, splits, prompt_format=prompt_format, loss_on=loss_on, arguments=arguments
-    )
-    # Evenly spaced, so that the probe is like the whole whatever the order of the file.
-    spacing = max(len(train_rows) // PROBE_ROWS, 1)
-    shown = itertools.islice(iterate_examples(splits["validation"]), SAMPLE_ROWS)
-    log = build_log(run.training_log, arguments, args, build_sampler(model, tokenizer, shown, prompt_format))
-    # What has to do with the model is found only now, such as a layer that cannot be adapted.
-    with translated_refusals("The `train` or the `lora` section is refused by TRL or PEFT:"):
-        trainer = InstructTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=_pack(train_rows, arguments),
-            eval_dataset=validation_rows,
-            probe_dataset=train_rows.select(range(0, len(train_rows), spacing)[:PROBE_ROWS]),
-            processing_class=tokenizer,
-            peft_config=adapter,
-            callbacks=[log, *callbacks],
-            optimizer_cls_and_kwargs=build_optimizer(arguments),
-            **others,
-        )
-    return trainer, log
 
 
 def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
@@ -175,10 +117,13 @@ def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
         return rows
     from trl import pack_dataset
 
+    from hf_instruct.training.arguments import translated_refusals
+
     arguments.packing = False
     if arguments.max_length is None:
         raise ConfigError("`train.packing` needs `train.max_length`; set it.")
-    return pack_dataset(rows, arguments.max_length, arguments.packing_strategy)
+    with translated_refusals("The `train` section is refused by TRL:"):
+        return pack_dataset(rows, arguments.max_length, arguments.packing_strategy)
 
 
 def _tokenize(
@@ -215,39 +160,3 @@ def _tokenize(
             "`model.resize_token_embeddings(len(tokenizer))`."
         )
     return rows
-
-
-def build_sampler(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    examples: Iterable[Example],
-    prompt_format: PromptFormat,
-) -> "Sampler":
-    """Return a function that answers the prompts of a few examples with the current model."""
-    examples = list(examples)
-    prompts = prompt_format.encode_prompts(tokenizer, examples)
-
-    def sample() -> list[dict[str, str]]:
-        end_id = prompt_format.end_token_id(tokenizer)
-        # The original model object: LoRA layers are put into it, so it always answers with the weights of now.
-        with matching_precision(model):
-            completions = generate_completions(model, tokenizer, prompts, end_id=end_id, max_new_tokens=SAMPLE_TOKENS)
-        rows = [
-            {"id": e.id, "instruction": e.instruction, "input": e.input, "output": e.output, "response": c.text}
-            for e, c in zip(examples, completions, strict=True)
-        ]
-        logger.info("%s", _format_samples(rows))
-        return rows
-
-    return sample
-
-
-def _format_samples(samples: Sequence[dict[str, str]]) -> str:
-    """Return samples as indented text, an instruction and its response each."""
-    lines = []
-    for sample in samples:
-        question, response = (
-            " ".join(text.split()) for text in (f"{sample['instruction']} {sample['input']}", sample["response"])
-        )
-        lines += [f"  {question}", f"    -> {response or '(nothing)'}"]
-    return "\n".join(lines)

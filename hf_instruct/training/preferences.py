@@ -5,7 +5,7 @@ import functools
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,13 @@ from hf_instruct.prompt_tokens import build_row
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.quantization import is_quantized
 from hf_instruct.records import Example
-from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
 from hf_instruct.training.callbacks import KeepMemory
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
 from hf_instruct.training.fast.sharing import build_segments, find_reason_to_pad
-from hf_instruct.training.running import begin_training, run_trainer, translated_errors
+from hf_instruct.training.running import run_training
 from hf_instruct.training.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -80,11 +79,6 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         RunError: `output_dir` contains a model already, or the checkpoint was made from something else.
         TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
-    from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
-    from hf_instruct.training.callbacks import build_log
-    from hf_instruct.training.fast.optimizer import build_optimizer
-
-    run = RunFolder(Path(output_dir))
     _check_pairs(pairs)
     if empty := [name for name in ("train", "validation") if not len(pairs[name])]:
         raise DataError(f"There are no pairs in {' and '.join(empty)}. Add pairs, or use another source.")
@@ -93,33 +87,27 @@ def train_preferences(  # noqa: PLR0913 - as `train`
             "Preference training needs full weights, but this model is an adapter or quantized:",
             ["merge them with `hf-instruct export RUN --format merged` first, and use that folder"],
         )
-    prompt_format = begin_training(run, model, tokenizer, prompt_format, pairs, resume=resume, args=args)
-    with translated_errors(run, section="dpo"):
-        arguments = resolve_arguments(args, model, run, kind="DPOConfig")
-        adapter = build_lora_config(peft_config, model) if peft_config is not None else None
-        rows = {
-            name: tokenize_pairs(pairs[name], tokenizer, prompt_format, max_length=arguments.max_length)
+
+    def prepare(prompt_format: PromptFormat, arguments: "DPOConfig") -> tuple[dict[str, Any], Iterator[str]]:
+        rows, held_out = (
+            tokenize_pairs(pairs[name], tokenizer, prompt_format, max_length=arguments.max_length)
             for name in ("train", "validation")
-        }
-        log = build_log(run.training_log, arguments, args)
-        with translated_refusals("The `dpo` or the `lora` section is refused by TRL or PEFT:"):
-            trainer = PreferenceTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=rows["train"],
-                eval_dataset=rows["validation"],
-                processing_class=tokenizer,
-                peft_config=adapter,
-                callbacks=[log, *callbacks],
-            )
-        trainer.optimizer_cls_and_kwargs = build_optimizer(arguments)
-    return run_trainer(
-        trainer,
+        )
+        texts = (repr([row[column] for column in _COLUMNS]) for split in (rows, held_out) for row in split)
+        return {"train_dataset": rows, "eval_dataset": held_out}, texts
+
+    return run_training(
+        PreferenceTrainer,
+        prepare,
         model,
-        run=run,
-        template=prompt_format.template,
-        log=log,
-        rows=(repr([row[column] for column in _COLUMNS]) for split in rows.values() for row in split),
+        tokenizer,
+        pairs,
+        kind="DPOConfig",
+        output_dir=output_dir,
+        prompt_format=prompt_format,
+        args=args,
+        peft_config=peft_config,
+        callbacks=callbacks,
         resume=resume,
         keep_checkpoints=keep_checkpoints,
     )

@@ -5,7 +5,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import itertools
 import logging
 import math
 import numbers
@@ -25,21 +24,13 @@ from hf_instruct.generation.decoding_loop import can_decode, decode
 from hf_instruct.models import context_length
 from hf_instruct.prompt_tokens import build_row
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.quantization import is_quantized, prepare_training
-from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
 from hf_instruct.training.callbacks import KeepMemory
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
 from hf_instruct.training.fast.sharing import build_segments
-from hf_instruct.training.running import (
-    begin_training,
-    check_trainable,
-    load_training_splits,
-    run_trainer,
-    translated_errors,
-)
+from hf_instruct.training.running import load_training_splits, run_training
 from hf_instruct.training.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -102,55 +93,40 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         TrainingError: A reward function fails or returns no number, the disk is too small or full, memory runs out, or
             the loss is no longer a number.
     """
-    from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
-    from hf_instruct.training.callbacks import build_log
-    from hf_instruct.training.finetune import SAMPLE_ROWS, build_sampler
-
-    splits, run = load_training_splits(data), RunFolder(Path(output_dir))
+    splits = load_training_splits(data)
     if not reward_funcs:
         raise ConfigError("`reward_funcs` is empty; pass a function, or `build_rewards(...)`.")
-    check_trainable(model, peft_config)
-    prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume)
-    with translated_errors(run, section="grpo"):
-        arguments = resolve_arguments(args, model, run, kind="GRPOConfig")
-        adapter = build_lora_config(peft_config, model) if peft_config is not None else None
-        if is_quantized(model):
-            prepare_training(model)
+
+    def prepare(prompt_format: PromptFormat, arguments: "GRPOConfig") -> tuple[dict[str, Any], Iterator[str]]:
         rows = {name: build_prompts(splits[name], tokenizer, prompt_format) for name in ("train", "validation")}
         if arguments.max_completion_length is None:
             raise ConfigError("`grpo.max_completion_length` is null; set the maximum number of tokens in an answer.")
         check_room(rows, model, arguments.max_completion_length)
-        shown = itertools.islice(iterate_examples(splits["validation"]), SAMPLE_ROWS)
-        log = build_log(run.training_log, arguments, args, build_sampler(model, tokenizer, shown, prompt_format))
-        with translated_refusals("The `grpo` or the `lora` section is refused by TRL or PEFT:"):
-            trainer = PolicyTrainer(
-                model=model,
-                reward_funcs=[_checked(function) for function in reward_funcs],
-                args=arguments,
-                train_dataset=rows["train"],
-                eval_dataset=rows["validation"],
-                processing_class=tokenizer,
-                peft_config=adapter,
-                callbacks=[log, *callbacks],
-                end_id=prompt_format.end_token_id(tokenizer),
-            )
-        log.can_save = trainer.has_used_its_answers
-    try:
-        return run_trainer(
-            trainer,
-            model,
-            run=run,
-            template=prompt_format.template,
-            log=log,
-            rows=(repr([row["id"], row["prompt_ids"], row["output"]]) for split in rows.values() for row in split),
-            resume=resume,
-            keep_checkpoints=keep_checkpoints,
-        )
-    finally:
-        for function in reward_funcs:
-            # Of a judge, whose connections belong to the loop that TRL runs asynchronous functions in.
-            if close := getattr(function, "close", None):
-                asyncio.run_coroutine_threadsafe(close(), trainer.async_loop).result()
+        given = {
+            "reward_funcs": reward_funcs,
+            "train_dataset": rows["train"],
+            "eval_dataset": rows["validation"],
+            "end_id": prompt_format.end_token_id(tokenizer),
+        }
+        columns = ("id", "prompt_ids", "output")
+        return given, (repr([row[column] for column in columns]) for split in rows.values() for row in split)
+
+    return run_training(
+        PolicyTrainer,
+        prepare,
+        model,
+        tokenizer,
+        splits,
+        kind="GRPOConfig",
+        output_dir=output_dir,
+        prompt_format=prompt_format,
+        args=args,
+        peft_config=peft_config,
+        callbacks=callbacks,
+        samples=splits["validation"],
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+    )
 
 
 def build_prompts(examples: "Dataset", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> "Dataset":
@@ -231,7 +207,9 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
     them to the model, and GPT-2 would count the padding.
     """
 
-    def __init__(self, model: Any, args: "GRPOConfig", *, end_id: int, **keywords: Any) -> None:
+    def __init__(
+        self, model: Any, args: "GRPOConfig", *, reward_funcs: Sequence[Any], end_id: int, **keywords: Any
+    ) -> None:
         load = grpo_trainer.create_model_from_path
 
         def build_reference(*path: Any, **settings: Any) -> Any:
@@ -241,9 +219,12 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         # The reference of `beta` is the model as it is now: TRL loads what its path names, and not by its revision.
         grpo_trainer.create_model_from_path = build_reference
         try:
-            super().__init__(model=model, args=args, **keywords)
+            super().__init__(
+                model=model, args=args, reward_funcs=[_checked(function) for function in reward_funcs], **keywords
+            )
         finally:
             grpo_trainer.create_model_from_path = load
+        self._given_rewards = reward_funcs
         self._end_id = end_id
         base = without_adapter(self.model)
         self._takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
@@ -274,7 +255,17 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
             sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
 
-    def has_used_its_answers(self) -> bool:
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """Train, then close what the reward functions have opened; see `Trainer`."""
+        try:
+            return super().train(*arguments, **keywords)
+        finally:
+            for function in self._given_rewards:
+                # Of a judge, whose connections belong to the loop that TRL runs asynchronous functions in.
+                if close := getattr(function, "close", None):
+                    asyncio.run_coroutine_threadsafe(close(), self.async_loop).result()
+
+    def can_save(self) -> bool:
         """Return whether the next step begins with new answers: a checkpoint does not hold those that TRL keeps."""
         return bool(self._step % (self.args.steps_per_generation * self.num_iterations) == 0)
 

@@ -1,15 +1,18 @@
-"""Run a trainer over a run folder: resume, train, save the model, and write a summary."""
+"""What SFT, DPO and GRPO have in common: set up a trainer in a run folder, resume, train, save, and summarize."""
 
 import hashlib
+import itertools
 import logging
 import shutil
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.examples import has_conversations
+from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits, load_splits
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
-from hf_instruct.library_fields import find_section
+from hf_instruct.library_fields import SECTIONS, find_section
 from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import configure_stop, fuse_activations, no_shard_bars
@@ -17,21 +20,24 @@ from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import adjust_tokenizer, choose_format, resolve_format
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.quantization import is_quantized, multiplying_in_bf16, restore_float32
+from hf_instruct.quantization import is_quantized, multiplying_in_bf16, prepare_training, restore_float32
 from hf_instruct.records import read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingRow, TrainingSummary
 from hf_instruct.training.tracking import place_tensorboard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_instruct.training.callbacks import RunLog
+    from hf_instruct.training.trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
+
+_SAMPLE_ROWS = 3
 
 
 def load_training_splits(data: Any) -> CheckedSplits:
@@ -49,12 +55,86 @@ def load_training_splits(data: Any) -> CheckedSplits:
     return splits
 
 
-def check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
-    """Refuse a model without trainable weights.
+def run_training(  # noqa: PLR0913 - as `train`
+    build: "Callable[..., RunTrainer]",
+    prepare: "Callable[[PromptFormat, Any], tuple[dict[str, Any], Iterable[str]]]",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: "Mapping[str, Dataset]",
+    *,
+    kind: str,
+    output_dir: str | Path,
+    prompt_format: PromptFormat | str | None,
+    args: Any,
+    peft_config: Any,
+    callbacks: "Sequence[Any]",
+    samples: "Dataset | None" = None,
+    resume: bool,
+    keep_checkpoints: bool,
+) -> TrainingSummary:
+    """Train a model with one of TRL's trainers in a run folder, save the model, and return a summary.
+
+    Args:
+        build: Makes the trainer, given the keywords that all trainers take and those that `prepare` returns.
+        prepare: Given the resolved prompt format and TRL's configuration, returns the rows and what else the trainer
+            takes, and texts that tell these rows from others when the run resumes.
+        model: The model, which is trained in place and gets the token that ends an answer.
+        tokenizer: Its tokenizer, which gets the chat template of the format `chat`, and is saved with the model.
+        data: What is trained on, by split; conversations are put into prompts by the format `chat`.
+        kind: TRL's configuration: `SFTConfig`, `DPOConfig` or `GRPOConfig`.
+        output_dir: The run folder; this and all below are as for `train`.
+        samples: Examples; the first few are answered before training and after each epoch.
 
     Raises:
-        ConfigError: It is an adapter, frozen as it is loaded, or quantized and no adapter is asked for.
+        ConfigError: The settings are refused, or the model or its prompts cannot be trained on.
+        RunError: The run has finished and its checkpoints are gone; or there is a model, or there are checkpoints, and
+            `resume` is off; or a checkpoint was made from something else.
+        TrainingError: The disk is too small or full, or memory runs out.
     """
+    from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
+    from hf_instruct.training.callbacks import build_log, build_sampler
+    from hf_instruct.training.fast.optimizer import build_optimizer
+
+    run, section = RunFolder(Path(output_dir)), SECTIONS[kind]
+    _check_trainable(model, peft_config)
+    prompt_format = choose_format(prompt_format, has_conversations=has_conversations(*data.values()), args=args)
+    _check_unfinished(run, resume=resume)
+    adjust_tokenizer(tokenizer, args)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    fuse_activations(model)
+    prompt_format = _resolve_prompts(run, model, tokenizer, prompt_format, resume=resume)
+    # Here too: an adapter is made, and the model moves to the GPU.
+    with translated_errors(run, section):
+        arguments = resolve_arguments(args, model, run, kind=kind)
+        adapter = build_lora_config(peft_config, model) if peft_config is not None else None
+        if is_quantized(model):
+            prepare_training(model)
+        given, texts = prepare(prompt_format, arguments)
+        shown = [] if samples is None else list(itertools.islice(iterate_examples(samples), _SAMPLE_ROWS))
+        sampler = build_sampler(model, tokenizer, shown, prompt_format) if shown else None
+        log = build_log(run.training_log, arguments, args, sampler)
+        given |= {"model": model, "args": arguments, "processing_class": tokenizer, "peft_config": adapter}
+        # What has to do with the model is found only now, such as a layer that cannot be adapted.
+        with translated_refusals(f"The `{section}` or the `lora` section is refused by TRL or PEFT:"):
+            trainer = build(callbacks=[log, *callbacks], **given)
+        # Not tried with GRPO, which clips gradients by default.
+        if kind != "GRPOConfig":
+            trainer.optimizer_cls_and_kwargs = build_optimizer(arguments)
+    log.can_save = trainer.can_save
+    return _run_trainer(
+        trainer,
+        model,
+        run=run,
+        template=prompt_format.template,
+        log=log,
+        texts=texts,
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+    )
+
+
+def _check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
+    """Refuse a model without trainable weights: an adapter as it is loaded, or a quantized model without an adapter."""
     if hasattr(model, "peft_config") and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             "The model to train is an adapter:",
@@ -67,34 +147,8 @@ def check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
         )
 
 
-def begin_training(
-    run: RunFolder,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt_format: PromptFormat | str | None,
-    rows: "Mapping[str, Dataset]",
-    *,
-    resume: bool,
-    args: Any = None,
-) -> PromptFormat:
-    """Make the folder of the checkpoints, and return the format of the prompts, which model and tokenizer then save.
-
-    Args:
-        run: Where the model will be.
-        model: The model, which gets the token that ends an answer.
-        tokenizer: Its tokenizer, which gets the chat template of the format `chat`.
-        prompt_format: As `choose_format` takes it.
-        rows: What is trained on, by split; conversations are put into prompts by the format `chat`.
-        resume: Whether to continue; the prompts are those that the run began with then.
-        args: The settings, whose tokens and chat template the tokenizer gets.
-
-    Raises:
-        ConfigError: The prompts cannot be trained on.
-        RunError: The run has finished and its checkpoints are gone; or there is a model, or there are checkpoints, and
-            `resume` is off.
-    """
-    is_talk = has_conversations(*rows.values())
-    prompt_format = choose_format(prompt_format, has_conversations=is_talk, args=args)
+def _check_unfinished(run: RunFolder, *, resume: bool) -> None:
+    """Refuse a run that has finished, or has begun and is not to be resumed."""
     has_checkpoints = any(run.checkpoints.glob("checkpoint-*"))
     if run.training_summary.exists() and run.model.exists() and not has_checkpoints:
         raise RunError(
@@ -105,9 +159,17 @@ def begin_training(
             f"`{run.path}` already contains a model or checkpoints. Continue with `resume=True`, or use another "
             "`output_dir`."
         )
-    adjust_tokenizer(tokenizer, args)
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    fuse_activations(model)
+
+
+def _resolve_prompts(
+    run: RunFolder,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt_format: PromptFormat,
+    *,
+    resume: bool,
+) -> PromptFormat:
+    """Return the format of the prompts, that which a resumed run began with, and have model and tokenizer save it."""
     if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
         prompt_format = run.load_prompt_format(CHAT)
     prompt_format = resolve_format(prompt_format, tokenizer)
@@ -118,33 +180,18 @@ def begin_training(
     return prompt_format
 
 
-def run_trainer(
+def _run_trainer(
     trainer: Any,
     model: "PreTrainedModel",
     *,
     run: RunFolder,
     template: str,
     log: "RunLog",
-    rows: "Iterable[str]",
+    texts: "Iterable[str]",
     resume: bool,
-    keep_checkpoints: bool = False,
+    keep_checkpoints: bool,
 ) -> TrainingSummary:
-    """Train, from the last complete checkpoint if there is one, save the model, and return a summary.
-
-    Args:
-        trainer: A `RunTrainer`; its `processing_class` is saved with the model.
-        model: The model object that it was given.
-        run: Where everything is written.
-        template: Of the prompts, kept with the run.
-        log: Its callback.
-        rows: What is learned from, to be told from other rows when the run resumes.
-        resume: Whether to continue from a checkpoint.
-        keep_checkpoints: Whether to keep the checkpoints when training has finished.
-
-    Raises:
-        RunError: A checkpoint was made from something else.
-        TrainingError: The disk is too small or full, or memory runs out.
-    """
+    """Train, from the last complete checkpoint if there is one, save the model, and return a summary."""
     from transformers import PrinterCallback
 
     from hf_instruct.training.checkpoints import build_origin, check_disk_space, clear_checkpoints, find_checkpoint
@@ -153,8 +200,8 @@ def run_trainer(
     # Replaced by the progress bar: the trainer's own prints a dictionary a log.
     trainer.remove_callback(PrinterCallback)
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(row.encode("utf-8"))
+    for text in texts:
+        digest.update(text.encode("utf-8"))
     if is_quantized(model):
         restore_float32(trainer.model)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -170,7 +217,7 @@ def run_trainer(
     place_tensorboard(trainer, run.path)
     casts = not hasattr(trainer.model, "peft_config") and trainer.args.bf16 and trainer.args.device.type == "cpu"
     with (
-        translated_errors(run, section=find_section(trainer.args)),
+        translated_errors(run, find_section(trainer.args)),
         closing(log),
         _plain_model_afterwards(model, trainer),
         casting_linear_layers(model, enabled=casts),
@@ -225,7 +272,7 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator
 
 
 @contextmanager
-def translated_errors(run: RunFolder, *, section: str = "train") -> "Iterator[None]":
+def translated_errors(run: RunFolder, section: str) -> "Iterator[None]":
     """Turn a full disk, exhausted memory or a missing package into an error that names the section's settings."""
     from safetensors import SafetensorError
 

@@ -46,6 +46,10 @@ class RunTrainer(Trainer):
     # What the model computes under, by batches of segments.
     _attention: "Callable[[], AbstractContextManager[Any]]" = contextlib.nullcontext
 
+    def can_save(self) -> bool:
+        """Return whether the run could be continued from a checkpoint of this step."""
+        return True
+
     def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """Return the loss of a batch after its backward pass, which may compute activations again."""
         with self._attention():
