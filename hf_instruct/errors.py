@@ -78,6 +78,16 @@ def quote_names(names: Iterable[object]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def list_first(items: Iterable[str], most: int = 5) -> list[str]:
+    """Return the first items of a list for a message, and how many more there are.
+
+    >>> list_first(["a", "b", "c"], 2)
+    ['a', 'b', 'and 1 more']
+    """
+    items = list(items)
+    return items[:most] + [f"and {len(items) - most:,} more"] * (len(items) > most)
+
+
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return a question that suggests the most similar known name, to append to a message; empty if there is none.
 
@@ -145,10 +155,8 @@ class _ProblemListError(InstructError):
         >>> str(ConfigError.listing(["`a` is odd", "`b` is odd"], "in the flags", most=1))
         '2 problems in the flags:\\n  - `a` is odd\\n  - and 1 more'
         """
-        shown = list(problems[:most])
-        if len(problems) > len(shown):
-            shown.append(f"and {len(problems) - len(shown):,} more")
-        return cls(f"{len(problems):,} {'problem' if len(problems) == 1 else 'problems'} {where}:", shown)
+        summary = f"{len(problems):,} {'problem' if len(problems) == 1 else 'problems'} {where}:"
+        return cls(summary, list_first(problems, most))
 
 
 class ConfigError(_ProblemListError):

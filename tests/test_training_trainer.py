@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments, build_lora_config
-from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.collators import IGNORED, PaddingCollator, PrefixSharingCollator
 from hf_instruct.training.fast.loss import has_plain_head
+from hf_instruct.training.finetune import tokenize_examples
 from hf_instruct.training.trainer import InstructTrainer
 
 # GPT-2 with its dropout off, so that two forward passes are equal.

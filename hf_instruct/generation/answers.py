@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.sources import build_dataset, read_examples
-from hf_instruct.errors import ConfigError, DataError, is_bug
+from hf_instruct.errors import ConfigError, DataError, is_bug, list_first
 from hf_instruct.generation.batches import choose_batch_size
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.references import measure_references
@@ -233,9 +233,8 @@ def check_lengths(
         if len(prompt) + max_new_tokens > limit
     ]
     if long:
-        more = [f"and {len(long) - 5} more"] if len(long) > 5 else []
         raise DataError(
             f"{len(long)} of {len(examples)} prompts with `generate.max_new_tokens` {max_new_tokens} do not fit "
             f"into the model's {limit} positions. Lower `generate.max_new_tokens`, or shorten or drop these rows:",
-            long[:5] + more,
+            list_first(long),
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.data.sources import build_dataset, read_examples
-from hf_instruct.errors import DataError
+from hf_instruct.errors import DataError, list_first
 from hf_instruct.records import Example
 from hf_instruct.schema import PreferencePair
 
@@ -22,7 +22,6 @@ REFERENCES = "references"
 # What pairs are made of; the test split stays unseen.
 SPLITS = ("train", "validation")
 _SIDES = ("chosen", "rejected")
-_SHOWN = 5
 _MIN_GAP = 1e-9
 
 
@@ -50,14 +49,14 @@ def read_pairs(source: Any, *, limit: int | None = None) -> list[PreferencePair]
         raise DataError(f"`chosen` has {len(chosen)} rows and `rejected` {len(rejected)}; each pair needs both.")
     pairs = [build_pair(one, other.output, origin="file") for one, other in zip(chosen, rejected, strict=True)]
     asked = [(one.format_task(), one.input) for one in chosen], [(one.format_task(), one.input) for one in rejected]
-    if other := [number for number, (one, two) in enumerate(zip(*asked, strict=True)) if one != two]:
-        raise DataError(f"`chosen` and `rejected` answer different prompts in rows {_enumerate(other)}.")
-    if equal := [number for number, pair in enumerate(pairs) if pair.chosen == pair.rejected]:
+    if other := [str(number) for number, (one, two) in enumerate(zip(*asked, strict=True)) if one != two]:
+        raise DataError(f"`chosen` and `rejected` answer different prompts in rows {', '.join(list_first(other))}.")
+    if equal := [str(number) for number, pair in enumerate(pairs) if pair.chosen == pair.rejected]:
         logger.warning(
             "%d of %d pairs are left out because `chosen` and `rejected` are equal: rows %s",
             len(equal),
             len(pairs),
-            _enumerate(equal),
+            ", ".join(list_first(equal)),
         )
     return [pair for pair in pairs if pair.chosen != pair.rejected]
 
@@ -137,7 +136,3 @@ def describe_pairs(answers: Sequence[tuple[str, str]], left_out: Mapping[str, in
 def list_counts(left_out: Mapping[str, int]) -> str:
     """Return what was left out, by reason."""
     return f"left out: {', '.join(f'{what} {count}' for what, count in left_out.items() if count) or 'nothing'}"
-
-
-def _enumerate(rows: Sequence[int]) -> str:
-    return ", ".join(map(str, rows[:_SHOWN])) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")

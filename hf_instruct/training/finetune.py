@@ -1,15 +1,18 @@
 """Fine-tune a model on examples, for the command line, the recipes and the Python API."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.data.sources import iterate_examples
-from hf_instruct.data.splits import CheckedSplits
-from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.prompt_tokens import LossOn
+from hf_instruct.data.sources import build_dataset, iterate_examples
+from hf_instruct.data.tokens import map_rows
+from hf_instruct.errors import ConfigError, DataError, list_first
+from hf_instruct.prompt_tokens import LossOn, build_row, count_labels
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import format_row
+from hf_instruct.records import Example, format_row
 from hf_instruct.schema import TrainingSummary
 from hf_instruct.training.running import load_training_splits, run_training
 
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
 # Rows of the training split whose loss is followed beside the validation loss: the course's five batches of eight.
-PROBE_ROWS = 40
+_PROBE_ROWS = 40
+# The tokens of more rows are kept in a file and not in memory.
+_MAX_IN_MEMORY = 50_000
 
 
 def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
@@ -78,15 +83,25 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     splits = load_training_splits(data)
 
     def prepare(prompt_format: PromptFormat, arguments: "SFTConfig") -> tuple[dict[str, Any], Iterator[str]]:
-        rows, validation_rows = _tokenize(
-            model, tokenizer, splits, prompt_format=prompt_format, loss_on=loss_on, arguments=arguments
+        rows, held_out = (
+            tokenize_examples(
+                splits[name],
+                tokenizer,
+                prompt_format,
+                max_length=arguments.max_length,
+                completion_only_loss=arguments.completion_only_loss is not False,
+                loss_on=loss_on,
+                num_proc=arguments.dataset_num_proc,
+            )
+            for name in ("train", "validation")
         )
+        _check_ids([rows, held_out], model)
         # Evenly spaced, so that the probe is like the whole whatever the order of the file.
-        spacing = max(len(rows) // PROBE_ROWS, 1)
+        spacing = max(len(rows) // _PROBE_ROWS, 1)
         given = {
             "train_dataset": _pack(rows, arguments),
-            "eval_dataset": validation_rows,
-            "probe_dataset": rows.select(range(0, len(rows), spacing)[:PROBE_ROWS]),
+            "eval_dataset": held_out,
+            "probe_dataset": rows.select(range(0, len(rows), spacing)[:_PROBE_ROWS]),
             "compute_metrics": compute_metrics,
         }
         return given, (format_row(one) for name in ("train", "validation") for one in iterate_examples(splits[name]))
@@ -109,6 +124,78 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     )
 
 
+def tokenize_examples(
+    examples: "Dataset | Iterable[Example]",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt_format: PromptFormat,
+    *,
+    max_length: int | None,
+    completion_only_loss: bool = True,
+    loss_on: LossOn = "all",
+    num_proc: int | None = None,
+) -> "Dataset":
+    """Return the training rows of examples, `input_ids` and `labels`, truncated to `max_length` tokens.
+
+    Args:
+        max_length: Maximum number of tokens in a row; None for no limit.
+        completion_only_loss: Whether prompt tokens are left out of the loss.
+        loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone.
+        num_proc: Processes to work in.
+
+    Raises:
+        DataError: Some rows have no label left after truncation; the message has their number and the first ones.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    if not isinstance(examples, Dataset):
+        examples = build_dataset(list(examples), Example)
+
+    def tokenize(batch: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        encoded = prompt_format.encode_examples(tokenizer, batch, loss_on=loss_on)
+        rows = [build_row(*one, max_length=max_length, completion_only_loss=completion_only_loss) for one in encoded]
+        return {
+            "input_ids": [row["input_ids"] for row in rows],
+            "labels": [row["labels"] for row in rows],
+            # Where there is a label, nothing.
+            "unlabelled": [
+                [] if count_labels(row) else list(map(len, one[:2])) for row, one in zip(rows, encoded, strict=True)
+            ],
+        }
+
+    types = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "unlabelled": List(Value("int32"))}
+    file = str(_temporary_folder() / "rows.arrow") if len(examples) > _MAX_IN_MEMORY else None
+    rows = map_rows(examples, tokenize, features=Features(types), note="Tokenizing", num_proc=num_proc, file=file)
+    sizes = rows["unlabelled"][:]
+    if unlabelled := [index for index, pair in enumerate(sizes) if pair]:
+        shown = [
+            "example `{}`: {} prompt and {} completion tokens".format(examples[index]["id"], *sizes[index])
+            for index in unlabelled
+        ]
+        raise DataError(
+            f"{len(unlabelled)} of {len(examples)} examples have no label within `train.max_length` {max_length}, "
+            "so nothing can be learned from them. Raise `train.max_length`, or shorten or drop these rows:",
+            list_first(shown),
+        )
+    return rows.remove_columns("unlabelled")
+
+
+def _check_ids(splits: "Sequence[Dataset]", model: "PreTrainedModel") -> None:
+    """Refuse rows with token ids that the model has no embeddings for."""
+    import pyarrow.compute
+
+    columns = [rows.with_format("arrow").select_columns("input_ids") for rows in splits]
+    batches = (batch["input_ids"] for column in columns for batch in column.iter(10_000))
+    highest = max(pyarrow.compute.max(pyarrow.compute.list_flatten(batch)).as_py() for batch in batches)
+    weight: Any = model.get_input_embeddings().weight
+    size = weight.shape[0]
+    if highest >= size:
+        raise DataError(
+            f"The tokenizer produces token id {highest}, but the model only has ids 0 to {size - 1}. Load both from "
+            "the same folder; if you added tokens, save the model after "
+            "`model.resize_token_embeddings(len(tokenizer))`."
+        )
+
+
 def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
     """Return the training rows as `packing` and `shuffle_dataset` ask: our collators take packed rows apart again."""
     if arguments.shuffle_dataset:
@@ -126,37 +213,11 @@ def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
         return pack_dataset(rows, arguments.max_length, arguments.packing_strategy)
 
 
-def _tokenize(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    splits: CheckedSplits,
-    *,
-    prompt_format: PromptFormat,
-    loss_on: LossOn,
-    arguments: "SFTConfig",
-) -> "list[Dataset]":
-    """Return the rows of the training and of the validation split, of ids that the model has embeddings for."""
-    from hf_instruct.training.dataset import find_highest_id, tokenize_examples
+def _temporary_folder() -> Path:
+    """Return a folder beside the cache of `datasets` that is deleted when the program ends."""
+    from datasets import config
 
-    rows = [
-        tokenize_examples(
-            examples,
-            tokenizer,
-            prompt_format,
-            max_length=arguments.max_length,
-            completion_only_loss=arguments.completion_only_loss is not False,
-            loss_on=loss_on,
-            num_proc=arguments.dataset_num_proc,
-        )
-        for examples in (splits["train"], splits["validation"])
-    ]
-    weight: Any = model.get_input_embeddings().weight
-    size = weight.shape[0]
-    highest = max(map(find_highest_id, rows))
-    if highest >= size:
-        raise DataError(
-            f"The tokenizer produces token id {highest}, but the model only has ids 0 to {size - 1}. Load both from "
-            "the same folder; if you added tokens, save the model after "
-            "`model.resize_token_embeddings(len(tokenizer))`."
-        )
-    return rows
+    config.HF_DATASETS_CACHE.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="hf-instruct-", dir=config.HF_DATASETS_CACHE))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

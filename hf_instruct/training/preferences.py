@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from torch.nn import functional
 from trl import DPOTrainer
 
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import ConfigError, DataError, list_first
 from hf_instruct.generation.decoding import without_adapter
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompt_tokens import build_row
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from trl import DPOConfig
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 5
 
 
 def train_preferences(  # noqa: PLR0913 - as `train`
@@ -148,14 +146,13 @@ def tokenize_pairs(
     full = []
     for pair, (prompt, chosen), (_, rejected) in zip(pairs, *sides, strict=True):
         room = max(longest - len(prompt), 0)
-        full += [pair["id"]] * (not room)
+        full += [f"`{pair['id']}`"] * (not room)
         for name, ids in zip(_COLUMNS, (prompt, chosen[:room], rejected[:room]), strict=True):
             rows[name].append(ids)
     if full:
         raise DataError(
             f"The prompts of {len(full)} of {len(pairs)} pairs leave no space for an answer within `dpo.max_length` "
-            f"{max_length} ({', '.join(f'`{one}`' for one in full[:_SHOWN])}{', …' if len(full) > _SHOWN else ''}). "
-            "Raise it, or delete these pairs."
+            f"{max_length} ({', '.join(list_first(full))}). Raise it, or delete these pairs."
         )
     return Dataset.from_dict(rows)
 
