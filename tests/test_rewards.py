@@ -320,7 +320,7 @@ def test_a_head_in_float32_is_trls_computation(tiny_llama: Path, tmp_path: Path)
 def test_bad_input_is_refused_in_a_sentence(tiny_gpt2: Path, tmp_path: Path) -> None:
     for options, error, message in (
         ({"reward_funcs": []}, ConfigError, "`reward_funcs` is empty"),
-        ({"args": {"max_completion_length": 250}}, DataError, "16 of 16 prompts leave no room for an answer"),
+        ({"args": {"max_completion_length": 250}}, DataError, "16 of 16 prompts with `grpo.max_completion_length` 250"),
         ({"args": {"max_completion_length": None}}, ConfigError, "`grpo.max_completion_length` is null"),
         ({"args": {"nonsense": 1}}, ConfigError, "nonsense"),
         ({"args": {"log_completions_hub_repo": "me/x"}}, ConfigError, "would be published unchecked"),

@@ -99,7 +99,7 @@ def answer_examples(
     prompt_format = choose_format(prompt_format, has_conversations=has_conversations)
     prompt_format = resolve_format(prompt_format, tokenizer, for_training=False)
     prompts = prompt_format.encode_prompts(tokenizer, examples)
-    check_lengths(examples, prompts, max_new_tokens, context_length(model))
+    check_lengths([example.id for example in examples], prompts, max_new_tokens, context_length(model))
     size = batch_size or choose_batch_size(model, prompts, max_new_tokens=max_new_tokens, generation=generation)
     generation |= {"end_id": prompt_format.end_token_id(tokenizer), "max_new_tokens": max_new_tokens}
     # Longest first: little is padded, and a batch too large for the memory fails at the start.
@@ -214,13 +214,21 @@ def build_seed(seed: int | str, example: Example) -> int:
 
 
 def check_lengths(
-    examples: Sequence[Example], prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None
+    ids: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    limit: int | None,
+    *,
+    setting: str = "generate.max_new_tokens",
 ) -> None:
     """Refuse prompts that leave no room for their response.
 
     Args:
+        ids: Of the examples.
         prompts: Token ids of each example's prompt.
+        max_new_tokens: Maximum length of a response, in tokens.
         limit: Tokens the model can attend to; None if it does not say.
+        setting: What sets `max_new_tokens`, for the message.
 
     Raises:
         DataError: A prompt and `max_new_tokens` together are longer than `limit`.
@@ -228,13 +236,13 @@ def check_lengths(
     if limit is None:
         return
     long = [
-        f"example `{example.id}`: {len(prompt)} prompt tokens"
-        for example, prompt in zip(examples, prompts, strict=True)
+        f"example `{id}`: {len(prompt)} prompt tokens"
+        for id, prompt in zip(ids, prompts, strict=True)
         if len(prompt) + max_new_tokens > limit
     ]
     if long:
         raise DataError(
-            f"{len(long)} of {len(examples)} prompts with `generate.max_new_tokens` {max_new_tokens} do not fit "
-            f"into the model's {limit} positions. Lower `generate.max_new_tokens`, or shorten or drop these rows:",
+            f"{len(long)} of {len(ids)} prompts with `{setting}` {max_new_tokens} do not fit into the model's {limit} "
+            f"positions. Lower `{setting}`, or shorten or drop these rows:",
             list_first(long),
         )

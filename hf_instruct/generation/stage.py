@@ -217,7 +217,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
         revision=None if is_whole else base.revision,
         trust_remote_code=base.trust_remote_code,
     )
-    check_lengths(examples, prompts, section.max_new_tokens, limit)
+    check_lengths([example.id for example in examples], prompts, section.max_new_tokens, limit)
 
 
 def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:

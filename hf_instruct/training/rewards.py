@@ -18,7 +18,8 @@ from trl.trainer import grpo_trainer
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from hf_instruct.data.sources import iterate_examples
-from hf_instruct.errors import ConfigError, DataError, InstructError, TrainingError, quote_names
+from hf_instruct.errors import ConfigError, InstructError, TrainingError, quote_names
+from hf_instruct.generation.answers import check_lengths
 from hf_instruct.generation.decoding import generate_completions, generating, without_adapter
 from hf_instruct.generation.decoding_loop import can_decode, decode
 from hf_instruct.models import context_length
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 RewardFunction = Callable[..., Sequence[float | None]]
 """As TRL calls it: `prompts`, `completions`, `completion_ids` and the columns of the rows, a value each in a list."""
 
-_SHOWN = 5
 # Held-out prompts that are answered at once.
 _ANSWERED = 32
 
@@ -101,7 +101,13 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         rows = {name: build_prompts(splits[name], tokenizer, prompt_format) for name in ("train", "validation")}
         if arguments.max_completion_length is None:
             raise ConfigError("`grpo.max_completion_length` is null; set the maximum number of tokens in an answer.")
-        check_room(rows, model, arguments.max_completion_length)
+        check_lengths(
+            [id for split in rows.values() for id in split["id"]],
+            [ids for split in rows.values() for ids in split["prompt_ids"]],
+            arguments.max_completion_length,
+            context_length(model),
+            setting="grpo.max_completion_length",
+        )
         given = {
             "reward_funcs": reward_funcs,
             "train_dataset": rows["train"],
@@ -138,18 +144,6 @@ def build_prompts(examples: "Dataset", tokenizer: "PreTrainedTokenizerBase", pro
     columns = ("id", "instruction", "input", "output", "category")
     values: dict[str, list[Any]] = {name: [getattr(example, name) for example in listed] for name in columns}
     return Dataset.from_dict({"prompt": tokenizer.batch_decode(ids), "prompt_ids": ids, **values})
-
-
-def check_room(rows: "Mapping[str, Dataset]", model: "PreTrainedModel", max_completion_length: int) -> None:
-    """Refuse prompts behind which a model has not enough positions for an answer."""
-    limit = context_length(model)
-    lengths = [(row["id"], len(row["prompt_ids"])) for split in rows.values() for row in split]
-    if limit and (full := [id for id, length in lengths if length + max_completion_length > limit]):
-        raise DataError(
-            f"{len(full)} of {len(lengths)} prompts leave no room for an answer of `grpo.max_completion_length` "
-            f"{max_completion_length} tokens within the model's {limit} positions ({quote_names(full[:_SHOWN])}"
-            f"{', …' if len(full) > _SHOWN else ''}). Lower it, or delete these examples."
-        )
 
 
 def _checked(function: Any) -> Any:
