@@ -22,7 +22,6 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.quantization import is_quantized
 from hf_instruct.records import Example
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.callbacks import KeepMemory
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
@@ -209,7 +208,6 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
             reason = reason or "shared rows need a single process, SDPA, and a model that can keep examples apart"
             logger.info("Training %s on padded pairs, several times slower: %s.", type(base).__name__, reason)
         super().__init__(model=model, args=args, processing_class=processing_class, **keywords)
-        self.add_callback(KeepMemory())
 
     def _prepare_dataset(self, dataset: "Dataset", *_: Any, **__: Any) -> "Dataset":
         """Return the rows as they are: `tokenize_pairs` made them."""
@@ -275,9 +273,7 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
         whole = torch.cat(margins).float()
         measured = {"loss": -functional.logsigmoid(whole), **_measure(whole)}
         metrics = {f"{metric_key_prefix}_{name}": values.mean().item() for name, values in measured.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self._report(metrics)
 
     def _compute_margins(self, model: Any, inputs: "Mapping[str, Any]") -> torch.Tensor:
         """Return the reward of each chosen answer less that of the rejected one, [pairs].

@@ -26,7 +26,6 @@ from hf_instruct.models import context_length
 from hf_instruct.prompt_tokens import build_row
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.callbacks import KeepMemory
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
@@ -228,7 +227,6 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
             add_label_losses(base)
             if self.ref_model is not None:
                 add_label_losses(self.ref_model)
-        self.add_callback(KeepMemory())
 
     def _find_segments(self, base: "PreTrainedModel") -> SegmentCollator | None:
         args = self.args
@@ -396,9 +394,7 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         }
         for name, values in zip(self.reward_func_names, rewards.T, strict=True):
             metrics[f"{metric_key_prefix}_rewards/{name}/mean"] = values.nanmean().item()
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self._report(metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what is known; the fast path computes no entropies."""

@@ -46,6 +46,10 @@ class RunTrainer(Trainer):
     # What the model computes under, by batches of segments.
     _attention: "Callable[[], AbstractContextManager[Any]]" = contextlib.nullcontext
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.add_callback(KeepMemory())
+
     def can_save(self) -> bool:
         """Return whether the run could be continued from a checkpoint of this step."""
         return True
@@ -98,6 +102,12 @@ class RunTrainer(Trainer):
             write_manifest(folder, self.origin)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best, use_mtime=True)
+
+    def _report(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Log the metrics of an evaluation, as `Trainer.evaluate` does, and return them."""
+        self.log(dict(metrics))
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
         """Write no card into a run's checkpoints: publishing writes the model's own."""
@@ -157,7 +167,6 @@ class InstructTrainer(RunTrainer, SFTTrainer):
             self._attention = functools.partial(segment_attention, base)
         if self._has_plain_loss:
             add_label_losses(base)
-        self.add_callback(KeepMemory())
 
     def compute_loss(
         self,
@@ -234,9 +243,7 @@ class InstructTrainer(RunTrainer, SFTTrainer):
         metrics = {f"{metric_key_prefix}_loss": self.mean_loss(dataset)}
         if self.probe_dataset is not None and eval_dataset is None:
             metrics["eval_train_loss"] = self.mean_loss(self.probe_dataset)
-        self.log(dict(metrics))
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self._report(metrics)
 
     def prediction_step(self, *arguments: Any, **keywords: Any) -> Any:
         """Return loss, logits and labels of a batch; see `Trainer`."""
