@@ -61,10 +61,21 @@ def test_an_sft_config_is_obeyed_and_left_as_it_was(tiny_gpt2: Path, tmp_path: P
     assert "log_history" not in summary.to_dict()
 
 
-def test_a_loss_from_before_the_first_step_is_not_the_outcome(tiny_gpt2: Path, tmp_path: Path) -> None:
-    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 1, "eval_strategy": "no"}
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        ({"eval_strategy": "no"}, (True, False)),
+        # Its first evaluation is the outcome then, and not what it began with.
+        ({"eval_on_start": False}, (False, True)),
+    ],
+)
+def test_a_summary_tells_before_from_after(
+    tiny_gpt2: Path, tmp_path: Path, settings: dict[str, Any], measured: tuple[bool, bool]
+) -> None:
+    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 1, **settings}
     summary = train_with(tiny_gpt2, tmp_path / "run", settings)
-    assert (summary.validation_loss_before is not None, summary.validation_loss) == (True, None)
+    losses = summary.validation_loss_before, summary.validation_loss
+    assert tuple(loss is not None for loss in losses) == measured
 
 
 def test_a_lora_config_is_obeyed(tiny_gpt2: Path, tmp_path: Path) -> None:

@@ -303,15 +303,12 @@ def translated_errors(run: RunFolder, section: str) -> "Iterator[None]":
 def _summarize(trainer: Any, run: RunFolder, seconds: float) -> TrainingSummary:
     from transformers.trainer_pt_utils import get_model_param_count
 
-    rows = [row for row in read_rows(run.training_log, TrainingRow) if row.kind == "evaluation"]
+    rows = {row.step: row for row in read_rows(run.training_log, TrainingRow) if row.kind == "evaluation"}
     state, model = trainer.state, trainer.model
-    if trainer.args.load_best_model_at_end:
-        # The model that is saved is the one of that step.
-        rows = [row for row in rows if row.step in (0, state.best_global_step)]
-    before, after = rows[:1], rows[-1:]
-    if not trainer.args.load_best_model_at_end and state.global_step:
-        # With `eval_strategy: no` there is only the one before the first step.
-        after = [row for row in after if row.step]
+    # The model that is saved is the one of that step.
+    last = state.best_global_step if trainer.args.load_best_model_at_end else max(rows, default=0)
+    # One from before the first step is not the outcome; with `eval_strategy: no` there is no other.
+    before, after = rows.get(0), rows.get(last) if last else None
     num_trainable, num_parameters = (get_model_param_count(model, trainable_only=only) for only in (True, False))
     if is_quantized(model):
         # Several weights share a number.
@@ -328,10 +325,10 @@ def _summarize(trainer: Any, run: RunFolder, seconds: float) -> TrainingSummary:
         num_processes=trainer.accelerator.num_processes,
         num_parameters=num_parameters,
         num_trainable_parameters=num_trainable,
-        train_loss=after[0].train_loss if after else None,
-        validation_loss=after[0].validation_loss if after else None,
-        validation_loss_before=before[0].validation_loss if before else None,
-        reward=after[0].reward if after else None,
-        reward_before=before[0].reward if before else None,
+        train_loss=after.train_loss if after else None,
+        validation_loss=after.validation_loss if after else None,
+        validation_loss_before=before.validation_loss if before else None,
+        reward=after.reward if after else None,
+        reward_before=before.reward if before else None,
         log_history=state.log_history,
     )
