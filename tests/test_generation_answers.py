@@ -4,9 +4,8 @@ import pytest
 import tiny_models
 
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.generation import answers, batches
-from hf_instruct.generation.answers import answer_examples, generate_responses
-from hf_instruct.generation.batches import choose_batch_size
+from hf_instruct.generation import answers
+from hf_instruct.generation.answers import answer_examples, choose_batch_size, generate_responses
 from hf_instruct.records import Example
 
 EXAMPLES = [
@@ -75,7 +74,7 @@ GREEDY = {"max_new_tokens": 100, "generation": {}}
 def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny
     free = [0]
-    monkeypatch.setattr(batches, "free_bytes", lambda device: free[0])
+    monkeypatch.setattr(answers, "free_bytes", lambda device: free[0])
     prompts = [[1] * 28, [1] * 8]
     # 128 tokens in float32: keys and values of two layers and one to copy, activations, logits.
     row = 3 * 2 * 32 * 4 * 128 + 28 * (16 * 32 * 4 + 4 * 128) + tiny_models.VOCABULARY * 8
@@ -95,10 +94,10 @@ def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.Monkey
 
 
 def test_processes_launched_together_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = batches.free_bytes("cpu")
+    alone = answers.free_bytes("cpu")
     assert alone > 2**20
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert batches.free_bytes("cpu") == pytest.approx(alone / 4, rel=0.2)
+    assert answers.free_bytes("cpu") == pytest.approx(alone / 4, rel=0.2)
 
 
 def out_of_memory_above(most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ import tiny_models
 import torch
 
 from hf_instruct.config import build_experiment
-from hf_instruct.generation.answers import answer_examples
-from hf_instruct.generation.references import measure_references
+from hf_instruct.generation.answers import answer_examples, measure_references
 from hf_instruct.generation.stage import answer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows, write_rows

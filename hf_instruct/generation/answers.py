@@ -1,20 +1,19 @@
-"""Answer examples with a model, in batches."""
+"""Answer examples with a model in batches, as large as fit into memory, and measure the loss of their references."""
 
 import dataclasses
 import hashlib
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.data.sources import build_dataset, read_examples
 from hf_instruct.errors import ConfigError, DataError, is_bug, list_first
-from hf_instruct.generation.batches import choose_batch_size
-from hf_instruct.generation.decoding import generate_completions
-from hf_instruct.generation.references import measure_references
+from hf_instruct.generation.decoding import generate_completions, generating, without_adapter
 from hf_instruct.library_fields import find_refused_generation
-from hf_instruct.memory import is_out_of_memory
+from hf_instruct.memory import free_bytes, is_out_of_memory
 from hf_instruct.models import context_length
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompt_checks import choose_format, resolve_format
@@ -27,6 +26,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# For what `generate()` answers in its own way, and where the config does not say how large a row is.
+_DEFAULT_SIZE = 32
+# Up to so many rows per prompt, for beams or further answers.
+_FEW_ROWS = 5
+# A CPU's matrix products gain little beyond, and rows that have ended wait for fewer others.
+_MOST_ON_CPU = 128
+_MOST = 512
+# Shares of the free memory to plan with: the estimate is rough, and a CPU's memory serves other programs too.
+_SHARE_ON_CPU = 0.4
+_SHARE = 0.8
+# Nats: what float32 is good for in a sum of some hundreds.
+_DECIMALS = 4
 
 
 def generate_responses(
@@ -246,3 +258,92 @@ def check_lengths(
             f"positions. Lower `{setting}`, or shorten or drop these rows:",
             list_first(long),
         )
+
+
+def choose_batch_size(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, generation: Mapping[str, Any]
+) -> int:
+    """Return the default batch size, in prompts.
+
+    For greedy search and plain sampling it follows the free memory; otherwise it is fixed. It is smaller if a prompt
+    takes several rows.
+
+    Args:
+        generation: Fields of `GenerationConfig`, and `seed`.
+    """
+    from hf_instruct.generation.decoding_loop import find_temperature
+
+    rows = generation.get("num_return_sequences") or 1
+    samples = bool(generation.get("do_sample"))
+    settings = {name: value for name, value in generation.items() if name != "seed"}
+    if generation.get("num_beams", 1) != 1 or (samples and find_temperature(model, settings) is None):
+        rows = max(generation.get("num_beams") or 1, rows)
+        return max(1, _DEFAULT_SIZE // max(1, rows // _FEW_ROWS))
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    return max(1, _fitting_rows(model, longest, max_new_tokens, samples=samples) // rows)
+
+
+def _fitting_rows(model: "PreTrainedModel", prompt: int, max_new_tokens: int, *, samples: bool) -> int:
+    """Return how many rows of `prompt` tokens fit, at least 1 and at most what still pays.
+
+    Counted are a row's keys and values, what computing its prompt takes, and its logits; of sampling, its
+    probabilities too.
+    """
+    config = model.config.get_text_config()
+    layers, heads, width = (
+        getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    )
+    if not (layers and heads and width):
+        return _DEFAULT_SIZE
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or width // heads
+    length = prompt + max_new_tokens
+    itemsize = model.dtype.itemsize
+    # One layer's more, because a layer's cache is copied when it grows.
+    cache = (layers + 1) * 2 * key_heads * head_size * itemsize * length
+    # A layer's inner width is about four times the outer, with a few results in memory together; the mask is 32-bit.
+    activations = prompt * (16 * width * itemsize + 4 * length)
+    logits = config.vocab_size * (itemsize + (16 if samples else 4))
+    on_cpu = model.device.type == "cpu"
+    free = free_bytes(model.device.type) * (_SHARE_ON_CPU if on_cpu else _SHARE)
+    return max(1, min(_MOST_ON_CPU if on_cpu else _MOST, int(free / (cache + activations + logits))))
+
+
+class ReferenceLoss(NamedTuple):
+    """The loss of one reference; `nll / tokens` is the loss that training reports for this example alone."""
+
+    nll: float  # sum over its tokens, in nats
+    tokens: int  # the one that ends it included
+
+
+def measure_references(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[Example],
+    *,
+    prompt_format: PromptFormat,
+) -> list[ReferenceLoss | None]:
+    """Return the loss of each example's output as the completion of its prompt, in the order of the examples.
+
+    Each is computed on its own, so that it never depends on the other examples. Nothing is truncated: where
+    prompt and completion do not fit the model's context, or the loss is not a finite number, the example has None.
+    """
+    with generating(model):
+        return [_measure_reference(model, *prompt_format.encode_example(tokenizer, example)) for example in examples]
+
+
+def _measure_reference(model: "PreTrainedModel", prompt: list[int], completion: list[int]) -> ReferenceLoss | None:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    ids = torch.tensor([prompt + completion], device=model.device)  # [1, tokens]
+    # The token before a completion predicts its first; without a prompt, nothing predicts that.
+    labels = ids[0, max(len(prompt), 1) :]
+    if ids.shape[1] > (context_length(model) or math.inf) or not len(labels):
+        return None
+    can_keep = "logits_to_keep" in inspect.signature(without_adapter(model).forward).parameters
+    keep = {"logits_to_keep": len(labels) + 1} if can_keep else {}
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **keep).logits
+        nll = float(cross_entropy(logits[0, -len(labels) - 1 : -1].float(), labels, reduction="sum"))
+    return ReferenceLoss(round(nll, _DECIMALS), len(labels)) if math.isfinite(nll) else None
