@@ -64,22 +64,26 @@ class RunLog(TrainerCallback):
     an interrupted run ends with the same rows as an uninterrupted one.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        sampler: Sampler | None = None,
-        *,
-        shows_progress: bool = True,
-        least_save_seconds: float = 0.0,
-    ) -> None:
-        """Log to `path`; `sampler` is called at the start and after each epoch.
+    def __init__(self, path: Path, arguments: TrainingArguments, given: Any, sampler: Sampler | None = None) -> None:
+        """Log to a file, and turn off the trainer's own bar or notebook table where this one shows progress.
 
-        A checkpoint that `train.save_steps` asks for is left out within `least_save_seconds` of the one before.
+        The trainer's shows where nobody sees what is logged, as in most scripts and notebooks.
+
+        Args:
+            path: The file.
+            arguments: The trainer's.
+            given: What the user gave of them. When to save is as asked for; at the defaults not so often that saving
+                takes longer than training.
+            sampler: Called at the start and after each epoch.
         """
         self.path = path
         self.sampler = sampler
-        self.shows_progress = shows_progress
-        self.least_save_seconds = least_save_seconds
+        self._shows_progress = logger.isEnabledFor(logging.INFO) and not arguments.disable_tqdm
+        arguments.disable_tqdm = arguments.disable_tqdm or self._shows_progress
+        asked = {"save_steps", "save_strategy", "load_best_model_at_end"}
+        is_default = given is None or (isinstance(given, Mapping) and asked.isdisjoint(given))
+        # A checkpoint that falls due so soon after the one before is left out.
+        self._least_save_seconds = MIN_SAVE_SECONDS if is_default else 0.0
         # Whether the run could be continued from a checkpoint of this step.
         self.can_save: Callable[[], bool] = lambda: True
         self.seconds = 0.0
@@ -101,7 +105,7 @@ class RunLog(TrainerCallback):
         write_rows(self.path, kept)
         self.seconds = max((row.seconds or 0.0 for row in kept), default=0.0)
         self._started -= self.seconds
-        if self.shows_progress:
+        if self._shows_progress:
             self._advance = self._bar.enter_context(progress_bar("Training", state.max_steps, done=state.global_step))
         if state.global_step == 0:
             self._sample(args, state)
@@ -112,8 +116,8 @@ class RunLog(TrainerCallback):
         """Advance the bar; take samples after an epoch; log and evaluate the last step."""
         self._advance(1, self._note)
         since_save = time.monotonic() - self._last_save
-        if control.should_save and self.least_save_seconds:
-            control.should_save = on_main_process(lambda: since_save >= self.least_save_seconds)
+        if control.should_save and self._least_save_seconds:
+            control.should_save = on_main_process(lambda: since_save >= self._least_save_seconds)
         # Several processes would have to agree on the clock in every step.
         if args.world_size == 1 and since_save >= SAVE_SECONDS:
             control.should_save = True
@@ -213,26 +217,6 @@ def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) 
 def _ends_epoch(state: TrainerState) -> bool:
     epoch = state.epoch or 0.0
     return state.global_step >= state.max_steps or abs(epoch - round(epoch)) < 1e-6
-
-
-def build_log(path: Path, arguments: TrainingArguments, given: Any, sampler: Sampler | None = None) -> RunLog:
-    """Return the log of a run, and turn off the trainer's own bar or notebook table where the log shows progress.
-
-    The trainer's shows where nobody sees what is logged, as in most scripts and notebooks.
-
-    Args:
-        path: The file.
-        arguments: The trainer's.
-        given: What the user gave of them. When to save is as asked for; at the defaults not so often that saving takes
-            longer than training.
-        sampler: As that of `RunLog`.
-    """
-    shows_progress = logger.isEnabledFor(logging.INFO) and not arguments.disable_tqdm
-    arguments.disable_tqdm = arguments.disable_tqdm or shows_progress
-    asked = {"save_steps", "save_strategy", "load_best_model_at_end"}
-    is_default = given is None or (isinstance(given, Mapping) and asked.isdisjoint(given))
-    least_save_seconds = MIN_SAVE_SECONDS if is_default else 0.0
-    return RunLog(path, sampler, shows_progress=shows_progress, least_save_seconds=least_save_seconds)
 
 
 def build_sampler(

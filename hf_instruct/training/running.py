@@ -92,7 +92,7 @@ def run_training(  # noqa: PLR0913 - as `train`
         TrainingError: The disk is too small or full, or memory runs out.
     """
     from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
-    from hf_instruct.training.callbacks import build_log, build_sampler
+    from hf_instruct.training.callbacks import RunLog, build_sampler
     from hf_instruct.training.fast.optimizer import build_optimizer
 
     run, section = RunFolder(Path(output_dir)), SECTIONS[kind]
@@ -112,7 +112,7 @@ def run_training(  # noqa: PLR0913 - as `train`
         given, texts = prepare(prompt_format, arguments)
         shown = [] if samples is None else list(itertools.islice(iterate_examples(samples), _SAMPLE_ROWS))
         sampler = build_sampler(model, tokenizer, shown, prompt_format) if shown else None
-        log = build_log(run.training_log, arguments, args, sampler)
+        log = RunLog(run.training_log, arguments, args, sampler)
         given |= {"model": model, "args": arguments, "processing_class": tokenizer, "peft_config": adapter}
         # What has to do with the model is found only now, such as a layer that cannot be adapted.
         with translated_refusals(f"The `{section}` or the `lora` section is refused by TRL or PEFT:"):
