@@ -24,7 +24,7 @@ from hf_instruct.preferences.prefer import build_preferences
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import PairRow, Preference, Response, Rewrite, TrainingRow
+from hf_instruct.schema import PairRow, Preference, Response, Rewrite
 from hf_instruct.training.preferences import tokenize_pairs
 
 pytestmark = pytest.mark.usefixtures("cache_home")
@@ -358,7 +358,7 @@ def test_pairs_are_trained_on(run: RunFolder, sample_file: Path, tiny_gpt2: Path
     trained = run_experiment(experiment, tmp_path / "dpo", stages=["data", "train"])
     kept = [json.loads(line) for line in trained.preferences.read_text().splitlines()]
     assert [(row["chosen"], row["split"]) for row in kept] == [(pair.chosen, pair.split) for pair in found.pairs]
-    steps = [row for row in read_rows(trained.training_log, TrainingRow) if row.kind == "train"]
+    steps = rows.read_log(trained.path, "train")
     assert (steps[-1].reward_margin or 0) > 0.1
 
 

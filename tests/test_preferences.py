@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from rows import read_log
 
 from hf_instruct.data.sources import build_dataset, load_examples
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError
@@ -16,7 +17,7 @@ from hf_instruct.pipeline import run
 from hf_instruct.preferences.pairs import Candidate, choose_pair, list_counts, load_pairs
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows
-from hf_instruct.schema import PreferencePair, Response, TrainingRow
+from hf_instruct.schema import PreferencePair, Response
 from hf_instruct.training import preferences
 from hf_instruct.training.preferences import tokenize_pairs, train_preferences
 
@@ -53,10 +54,6 @@ def train_tiny(folder: Path, output_dir: Path, *, pairs: Any = None, **options: 
     args = {**SETTINGS, **options.pop("args", {})}
     summary = train_preferences(model, tokenizer, pairs or PAIRS, output_dir=output_dir, args=args, **options)
     return summary, model
-
-
-def read_log(folder: Path, kind: str) -> list[TrainingRow]:
-    return [row for row in read_rows(folder / "training.jsonl", TrainingRow) if row.kind == kind]
 
 
 @pytest.fixture(scope="module")

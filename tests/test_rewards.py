@@ -12,6 +12,7 @@ import pytest
 import tiny_models
 import torch
 from fake_ollama import Answer, FakeOllama
+from rows import read_log
 from trl import GRPOTrainer
 
 from hf_instruct.cli.main import main
@@ -26,7 +27,7 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows
 from hf_instruct.reporting.results import read_results
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Response, TrainingRow
+from hf_instruct.schema import Response
 from hf_instruct.training import rewards
 from hf_instruct.training.arguments import build_arguments
 from hf_instruct.training.fast.casts import halve_linear_weights
@@ -71,10 +72,6 @@ def train_tiny(folder: Path, output_dir: Path, **options: Any) -> tuple[Any, Any
     options = {"data": DATA, "reward_funcs": [count_a], **options}
     summary = train_with_rewards(model, tokenizer, output_dir=output_dir, args=args, **options)
     return summary, model
-
-
-def read_log(folder: Path, kind: str) -> list[TrainingRow]:
-    return [row for row in read_rows(folder / "training.jsonl", TrainingRow) if row.kind == kind]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +135,15 @@ def test_the_reference_is_the_model_that_training_begins_with(tiny_gpt2: Path, t
     assert second > 1e-3
 
 
+def build_trainer(model: Any, tokenizer: Any, folder: Path, **changed: Any) -> rewards.PolicyTrainer:
+    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
+    # What TRL would tokenize again.
+    rows = rows.map(lambda _: {"prompt": "the same text"})
+    arguments = build_arguments({**SETTINGS, "report_to": "none", **changed}, folder, kind="GRPOConfig")
+    given = {"reward_funcs": [count_a], "train_dataset": rows, "eval_dataset": rows, "processing_class": tokenizer}
+    return rewards.PolicyTrainer(model, arguments, end_id=0, **given)
+
+
 def lay_out(prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:
     """Return rows as TRL makes them: prompts filled up on the left, answers on the right."""
     width, longest = max(map(len, prompts)), max(map(len, answers))
@@ -157,13 +163,8 @@ def test_log_probabilities_are_those_of_each_answer_alone(
     model, tokenizer = tiny_models.load_copy(request.getfixturevalue(shape))
     if not fast:
         monkeypatch.setattr(rewards, "build_segments", lambda *_, **__: None)
-    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
-    arguments = build_arguments({**SETTINGS, "report_to": "none"}, tmp_path, kind="GRPOConfig")
-    trainer = rewards.PolicyTrainer(
-        model, arguments, end_id=0, reward_funcs=[count_a], train_dataset=rows, eval_dataset=rows,
-        processing_class=tokenizer,
-    )  # fmt: skip
-    prompts = [rows[0]["prompt_ids"], *rows[1:4]["prompt_ids"]]
+    trainer = build_trainer(model, tokenizer, tmp_path)
+    prompts = trainer.train_dataset[:4]["prompt_ids"]
     answers = [[5, 6, 7], [5], [5, 6, 9, 8], [300]]
     ids = lay_out(prompts, answers)
     mask = lay_out([[1] * len(one) for one in prompts], [[1] * len(one) for one in answers])
@@ -292,28 +293,15 @@ def test_an_adapter_of_halved_weights_answers_by_generate(
 
 
 def test_each_prompt_is_answered_by_its_own_ids(tiny_gpt2: Path, tmp_path: Path) -> None:
-    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
-    rows = rows.map(lambda _: {"prompt": "the same text"})
-    arguments = build_arguments({**SETTINGS, "report_to": "none"}, tmp_path, kind="GRPOConfig")
-    trainer = rewards.PolicyTrainer(
-        model, arguments, end_id=0, reward_funcs=[count_a], train_dataset=rows, eval_dataset=rows,
-        processing_class=tokenizer,
-    )  # fmt: skip
+    trainer = build_trainer(*tiny_models.load_copy(tiny_gpt2), tmp_path)
+    rows = trainer.train_dataset
     batch = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
     ids = [ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
     assert ids[::4] == rows["prompt_ids"]
 
 
 def test_a_head_in_float32_is_trls_computation(tiny_llama: Path, tmp_path: Path) -> None:
-    model, tokenizer = tiny_models.load_copy(tiny_llama)
-    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
-    settings = {**SETTINGS, "report_to": "none", "cast_lm_head_to_fp32": True, "bf16": True}
-    arguments = build_arguments(settings, tmp_path, kind="GRPOConfig")
-    trainer = rewards.PolicyTrainer(
-        model, arguments, end_id=0, reward_funcs=[count_a], train_dataset=rows, eval_dataset=rows,
-        processing_class=tokenizer,
-    )  # fmt: skip
+    trainer = build_trainer(*tiny_models.load_copy(tiny_llama), tmp_path, cast_lm_head_to_fp32=True, bf16=True)
     assert trainer._segments is None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from rows import read_log
 
 from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
 from hf_instruct.models import load_model
@@ -232,7 +233,7 @@ def test_samples_come_from_the_adapted_model(adapter) -> None:
 
     path, *_ = adapter
     reloaded, tokenizer = load_model(str(path / "model"))
-    last = [row for row in read_rows(path / "training.jsonl", TrainingRow) if row.kind == "samples"][-1]
+    last = read_log(path, "samples")[-1]
     assert last.samples == build_sampler(reloaded, tokenizer, SPLITS["validation"], PromptFormat.from_name("alpaca"))()
 
 
@@ -329,8 +330,7 @@ def test_a_diverged_loss_stops_training_with_advice(tiny_gpt2: Path, tmp_path: P
     settings = {"learning_rate": 1e30, "max_grad_norm": 0}
     with pytest.raises(TrainingError, match=r"training has diverged. Lower `train.learning_rate` \(1e\+30\)"):
         train_tiny(tiny_gpt2, tmp_path / "run", args=settings)
-    rows = read_rows(tmp_path / "run" / "training.jsonl", TrainingRow)
-    assert all(row.loss is None or row.loss < 1e9 for row in rows)
+    assert all(row.loss < 1e9 for row in read_log(tmp_path / "run", "train"))
     assert not (tmp_path / "run" / "model").exists()
 
 

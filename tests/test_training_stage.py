@@ -3,13 +3,14 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 from datasets import Dataset
 
 from hf_instruct import run
-from hf_instruct.config import build_experiment
+from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.records import read_file, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Preflight, TrainingSummary
@@ -20,18 +21,22 @@ from hf_instruct.yaml_text import read_yaml
 SPLITS = {"train": tiny_models.tiny_examples(4), "test": [], "validation": tiny_models.tiny_examples(2, start=4)}
 
 
+def write_run(path: Path, sections: dict[str, Any]) -> tuple[RunFolder, Experiment]:
+    """Return a run whose data are split and whose training is next, and what it is of."""
+    folder = RunFolder(path)
+    for name, examples in SPLITS.items():
+        write_rows(folder.split(name), examples)
+    experiment = build_experiment(sections, where="here", deep=False)
+    folder.save_experiment(experiment)
+    return folder, experiment
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
 def test_adapters_that_look_at_the_frozen_weights_find_them_whole(tiny_gpt2: Path, tmp_path: Path, kind) -> None:
     settings = {**tiny_models.TINY_SETTINGS, "bf16": True, "max_steps": 1, "save_steps": 100}
     sections = {"train": settings, "lora": {"r": 4, **kind}, "model": {"name": str(tiny_gpt2)}}
-    folder = RunFolder(tmp_path / "stage")
-    folder.split("train").parent.mkdir(parents=True)
-    for name in ("train", "test", "validation"):
-        write_rows(folder.split(name), SPLITS[name])
-    experiment = build_experiment(sections, where="here", deep=False)
-    folder.save_experiment(experiment)
-    found = run_sft(folder, experiment)
+    found = run_sft(*write_run(tmp_path / "stage", sections))
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
     expected = train(model, tokenizer, SPLITS, output_dir=tmp_path / "own", args=settings, peft_config=sections["lora"])
     assert found.validation_loss == expected.validation_loss
@@ -47,11 +52,7 @@ def test_no_file_of_a_run_holds_a_secret_or_takes_a_folder_for_a_hub_id(
     name_of_run = f"{token} https://me:pass1234@host/x"
     settings = {**tiny_models.TINY_SETTINGS, "max_steps": 2, "run_name": name_of_run, "keep_checkpoints": True}
     sections = {"train": settings, "lora": {"r": 4}, "model": {"name": name}}
-    folder = RunFolder(tmp_path / "run")
-    for split in ("train", "test", "validation"):
-        write_rows(folder.split(split), SPLITS[split])
-    experiment = build_experiment(sections, where="here", deep=False)
-    folder.save_experiment(experiment)
+    folder, experiment = write_run(tmp_path / "run", sections)
     run_sft(folder, experiment)
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert {"run.yaml", "trainer_state.json", "training_args.bin"} <= {path.name for path in files}
