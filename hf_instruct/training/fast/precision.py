@@ -10,7 +10,6 @@ import logging
 import platform
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,8 +49,7 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
     shape = _find_shape(model)
     if device != "cpu" or shape is None:
         return False
-    full, half = _load_rates(shape) or _measure_rates(*shape)
-    _keep_rates(shape, full, half)
+    full, half = _find_rates(shape)
     is_faster = half >= _WORTHWHILE * full
     logger.info(
         "A matrix product with this model's shapes runs at %.0f GFLOP/s in float32 and %.0f in bf16: using %s.",
@@ -79,6 +77,21 @@ def _find_shape(model: "PreTrainedModel") -> tuple[int, int] | None:
     return inputs, max(1, min(outputs, _MAX_WEIGHTS // inputs))
 
 
+def _find_rates(shape: tuple[int, int]) -> tuple[float, float]:
+    """Return what `_measure_rates` says, as it is kept for this machine from the first time on."""
+    # A cache folder may be shared by machines: each has a name.
+    key = repr((platform.node(), platform.machine(), torch.get_num_threads(), torch.__version__, shape))
+    path = cache_folder() / "precision" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        full, half = json.loads(path.read_text())
+        return float(full), float(half)
+    full, half = _measure_rates(*shape)
+    # Measured again next time where the folder cannot be written.
+    with contextlib.suppress(OSError):
+        write_json(path, [round(full, 2), round(half, 2)])
+    return full, half
+
+
 def _measure_rates(inputs: int, outputs: int) -> tuple[float, float]:
     """Return the GFLOP/s of a product in float32 and in bf16: the best of a few turns of each, by turns."""
     # Where bf16 is emulated it is a hundred times slower, and the whole product would take seconds.
@@ -100,24 +113,3 @@ def _time_products(tokens: int, inputs: int, outputs: int) -> tuple[float, float
                 if turn:
                     best[dtype] = max(best[dtype], 2e-9 * tokens * inputs * outputs / max(seconds, 1e-9))
     return best[torch.float32], best[torch.bfloat16]
-
-
-def _load_rates(shape: tuple[int, int]) -> tuple[float, float] | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        full, half = json.loads(_rates_file(shape).read_text())
-        return float(full), float(half)
-    return None
-
-
-def _keep_rates(shape: tuple[int, int], full: float, half: float) -> None:
-    path = _rates_file(shape)
-    if not path.exists():
-        # Measured again next time where the folder cannot be written.
-        with contextlib.suppress(OSError):
-            write_json(path, [round(full, 2), round(half, 2)])
-
-
-def _rates_file(shape: tuple[int, int]) -> Path:
-    # A cache folder may be shared by machines: each has a name.
-    key = repr((platform.node(), platform.machine(), torch.get_num_threads(), torch.__version__, shape))
-    return cache_folder() / "precision" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
