@@ -6,7 +6,7 @@ https://jfly.uni-koeln.de/color/ (Okabe and Ito, "Color Universal Design")
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,8 +76,16 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
     return figure
 
 
-def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | None = None) -> "Figure":
-    """Return a histogram of scores by model (`schema.MODELS`), in bins of ten points, the last one 90 to 100."""
+def draw_score_histogram(
+    scores: Mapping[str, Sequence[int]], *, label: Callable[[str], str] = str, title: str | None = None
+) -> "Figure":
+    """Return a histogram of scores by model (`schema.MODELS`), in bins of ten points, the last one 90 to 100.
+
+    Args:
+        scores: The scores of each model.
+        label: Returns what a model is called.
+        title: A line above the plot, taken literally.
+    """
     figure, axes = _build_axes(title)
     if sides := [name for name in MODELS if scores.get(name)]:
         means = [sum(scores[name]) / len(scores[name]) for name in sides]
@@ -86,7 +94,7 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
             bins=_SCORE_BINS,
             rwidth=0.84,
             color=[COLORS[name] for name in sides],
-            label=[f"{name} (mean {format_points(mean)})" for name, mean in zip(sides, means, strict=True)],
+            label=[f"{label(name)} (mean {format_points(mean)})" for name, mean in zip(sides, means, strict=True)],
         )
         for name, mean in zip(sides, means, strict=True):
             axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=DASHED)

@@ -512,6 +512,7 @@ class Provenance(Record):
     data_sha256: str | None = None  # of the splits that the run was prepared with
     local_sources: list[str] = []  # of data and preferences: those that were local when the data was prepared
     base_model_is_local: bool | None = None  # whether the base model was a local folder when training began
+    start: str | None = None  # how the model that DPO or GRPO began with was trained, where its run said: `DPO` or so
     reward: str | None = None  # the user's own reward function, as its file and name with a hash
     wandb_run: str | None = None  # the id that wandb gave the run's training
     created_at: str = ""  # UTC
@@ -519,3 +520,11 @@ class Provenance(Record):
     git_commit: str | None = None  # of this package, if it runs from a clone
     python: str = ""
     versions: dict[str, str] = {}  # of the libraries
+
+    def label(self, model: str) -> str:
+        """Return what one of `MODELS` is called where it is shown; in files and paths its name stays.
+
+        >>> [Provenance(start="DPO").label(model) for model in MODELS]
+        ['untuned', 'DPO', 'tuned']
+        """
+        return self.start or model if model == SFT else model

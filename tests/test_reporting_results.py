@@ -176,7 +176,14 @@ def test_three_models_stand_side_by_side_after_preference_training(preferred: Ru
     heads = ["Untuned", "SFT", "Tuned", "Tuned - SFT, paired", "Tuned - untuned, paired"]
     metrics = page[page.index('id="metrics"') :]
     assert re.findall(r'class="num">([^<]+)</th>', metrics)[: len(heads)] == heads
-    assert page.count('<td class="untuned">') == page.count('<td class="SFT">') == len(pair_answers(preferred))
+    assert page.count('<td class="untuned"') == page.count('<td class="SFT"') == len(pair_answers(preferred))
+
+
+def test_a_start_model_is_called_by_what_trained_it(preferred: RunResults) -> None:
+    after_dpo = dataclasses.replace(preferred, provenance=preferred.provenance.model_copy(update={"start": "DPO"}))
+    page = render_page(after_dpo)
+    assert ("Tuned - SFT" in page, "Tuned - DPO" in page) == (False, True)
+    assert 'data-title="DPO"' in page
 
 
 def test_a_run_that_only_fine_tunes_says_nothing_of_length(results: RunResults) -> None:

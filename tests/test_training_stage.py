@@ -15,7 +15,7 @@ from hf_instruct.records import read_file, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Preflight, TrainingSummary
 from hf_instruct.training.finetune import train
-from hf_instruct.training.stage import log_summary, run_sft
+from hf_instruct.training.stage import load_base, log_summary, run_sft
 from hf_instruct.yaml_text import read_yaml
 
 SPLITS = {"train": tiny_models.tiny_examples(4), "test": [], "validation": tiny_models.tiny_examples(2, start=4)}
@@ -84,6 +84,15 @@ def test_the_log_says_only_what_was_measured(
     given = {"steps": 2, "seconds": 3.0, "precision": "float32", "device": "cpu", "peak_memory_bytes": 2 * 10**9}
     log_summary(RunFolder(tmp_path), TrainingSummary.model_construct(**{**given, **values}))
     assert caplog.messages == [f"Trained 2 steps in 3 s (float32 on cpu);{measured} peak memory 2.0 GB"]
+
+
+def test_a_run_notes_what_trained_the_model_that_it_begins_with(tiny_gpt2: Path, tmp_path: Path) -> None:
+    before = RunFolder(tmp_path / "before")
+    before.save_experiment(build_experiment({"dpo": {}}, where="here", deep=False))
+    before.model.symlink_to(tiny_gpt2)
+    folder, experiment = write_run(tmp_path / "run", {"model": {"name": str(before.model)}, "grpo": {}})
+    load_base(folder, experiment)
+    assert folder.read_provenance().label(experiment.start) == "DPO"
 
 
 def turns(asked: str, answer: str, role: str = "role", content: str = "content") -> list[dict[str, str]]:

@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _benchmark(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.harness import BenchmarkOptions, benchmark_run
+    from hf_instruct.run_folder import RunFolder
 
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(BenchmarkOptions)}
     tasks = [name.strip() for name in options.tasks.split(",")]
@@ -73,7 +74,8 @@ def _benchmark(options: argparse.Namespace) -> None:
         print(format_json({kind: [row.to_dict() for row in rows] for kind, rows in found.items()}))
     else:
         tuned = found.pop("tuned")
-        _print_table(tuned, *next(iter(found.items()), ("", [])))
+        start, base = next(iter(found.items()), ("", []))
+        _print_table(tuned, RunFolder(Path(options.model)).read_provenance().label(start) if base else "", base)
 
 
 def _print_table(results: "Sequence[BenchmarkResult]", start: str, base: "Sequence[BenchmarkResult]") -> None:

@@ -178,7 +178,8 @@ def _metrics(options: argparse.Namespace) -> None:
     sets = read_sets(run) if run else {TUNED: load_responses(options.source)}
     with run.locked() if run else contextlib.nullcontext():
         measured = measure_sets(sets, folder)
-    print(format_table(measured if run else {"responses": measured[TUNED]}))
+    label = folder.read_provenance().label if run else lambda _: "responses"
+    print(format_table({label(model): metrics for model, metrics in measured.items()}))
     print(folder.metrics)
 
 

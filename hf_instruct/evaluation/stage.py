@@ -121,7 +121,8 @@ def judge_sets(
             if options.refuse_failed:
                 advice = ". Choose another with `--judge` and `--model`, or use its scores anyway with `--force`."
                 refuse_failed_judge(judge, settings, advice)
-            titled = {name: dataclasses.replace(options, title=f"Judging, {name}") for name in sets}
+            label = folder.read_provenance().label
+            titled = {name: dataclasses.replace(options, title=f"Judging, {label(name)}") for name in sets}
             return {
                 name: await judge_with(judge, responses, settings, files=folder, options=titled[name])
                 for name, responses in sets.items()

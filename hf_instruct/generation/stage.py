@@ -82,7 +82,8 @@ def _answer_with(
     which: str, run: RunFolder, examples: list[Example], experiment: Experiment, prompt_format: PromptFormat
 ) -> None:
     """Answer those of the examples that have no row of a model yet; the processes share them."""
-    description = f"Answering, {which}" + (f" ({experiment.model.name})" if which != TUNED else "")
+    name = f" ({experiment.model.name})" if which != TUNED else ""
+    description = f"Answering, {run.read_provenance().label(which)}{name}"
     rank, num_processes = process_rank(), count_processes()
     on_main_process(lambda: _merge(run, examples))
     finished = {row.id for row in recover_rows(run.responses, Response) if row.model == which}

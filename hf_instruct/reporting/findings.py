@@ -38,7 +38,7 @@ def list_findings(results: RunResults) -> list[Finding]:
         *_find_difference(results),
         *_find_disagreement(results),
         *(_find_judge(scores, results.leading.reason) if scores else ()),
-        *(found for name in reversed(MODELS) for found in _find_failures(name, results.sides[name].scores)),
+        *(found for model in reversed(MODELS) for found in _find_failures(results, model)),
         *_find_length(results),
         *_find_leaks(results),
         *_find_cut_off(results),
@@ -56,7 +56,7 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
     if difference is None or results.leading.reason or difference.verdict == "higher":
         return
     if difference.is_shown:
-        text = f"The tuned model scores lower than the {results.start} model: {difference} (n={difference.n})."
+        text = f"The tuned model scores lower than the {results.label()} model: {difference} (n={difference.n})."
         yield Finding("scores_lower", text)
     else:
         why = "The interval includes zero"
@@ -64,8 +64,8 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
             ends = format_interval(difference.bounds, signed=True)
             why = f"With each failed judgment at its worst or best it is {ends}, which includes zero"
         text = (
-            f"The scores show no difference: tuned - {results.start} is {difference}, over the {difference.n} examples "
-            f"scored on both sides. {why}."
+            f"The scores show no difference: tuned - {results.label()} is {difference}, over the {difference.n} "
+            f"examples scored on both sides. {why}."
         )
         yield Finding("no_difference", text)
 
@@ -110,12 +110,13 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
         yield Finding("few_scores", f"Only {answers} a score: the standard error is uncertain.")
 
 
-def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
+def _find_failures(results: RunResults, model: str) -> Iterator[Finding]:
+    scores = results.sides[model].scores
     if scores is None or not scores.failures:
         return
     ends = format_bounds(scores, " or ")
     bounds = f"; counted as 0 or as 100, they would make the mean {ends}" if ends else ""
-    answers = f"{scores.failures} of {scores.total} answers of the {model} model"
+    answers = f"{scores.failures} of {scores.total} answers of the {results.label(model)} model"
     yield Finding("failures", f"The judge gave no usable reply for {answers}{bounds}.")
 
 
@@ -189,10 +190,10 @@ def list_missing(results: RunResults) -> list[Missing]:
     elif left > 0:
         missing.append(Missing(f"{left} of the tuned model's answers", generate))
     if not results.before.responses and experiment.generate.base:
-        missing.append(Missing(f"the {results.start} model's answers, to compare with", generate))
+        missing.append(Missing(f"the {results.label()} model's answers, to compare with", generate))
     for owner, side in reversed([*results.sides.items()]):
         if (owner == TUNED or experiment.judge.base) and side.responses and side.scores is None:
             done = sum(response.id in side.judgments for response in side.responses)
-            what = f"the scores of the {owner} model's answers"
+            what = f"the scores of the {results.label(owner)} model's answers"
             missing.append(Missing(what + (f" ({done} of {len(side.responses)} are judged)" if done else ""), judge))
     return missing

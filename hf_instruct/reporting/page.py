@@ -68,7 +68,7 @@ def report(run: RunFolder | str | Path, experiment: Experiment | None = None) ->
     run = RunFolder.of(run)
     results = read_results(run, experiment)
     if scores := _list_scores(results):
-        write_figure(draw_score_histogram(scores, title=results.name), run.score_plot)
+        write_figure(draw_score_histogram(scores, label=results.label, title=results.name), run.score_plot)
     write_text(run.report, render_page(results))
     logger.debug("wrote %s", run.report)
     return run.report
@@ -197,10 +197,11 @@ def _describe_plots(results: RunResults) -> dict[str, Any]:
         measured = ", ".join(f"{row.measured:.3f} at step {row.step}" for row in results.evaluations)
         plots["loss_text"] = f"{results.measure.capitalize()} by step: {measured or 'none'}."
     if scores := _list_scores(results):
-        plots["histogram"] = Markup(format_inline_svg(draw_score_histogram(scores), "scores"))
+        plots["histogram"] = Markup(format_inline_svg(draw_score_histogram(scores, label=results.label), "scores"))
+        counted = {name: enumerate(count_scores(values)) for name, values in scores.items()}
         plots["histogram_text"] = " ".join(
-            f"{name}: {', '.join(f'{n} from {10 * i}' for i, n in enumerate(count_scores(values)) if n)}."
-            for name, values in scores.items()
+            f"{results.label(name)}: {', '.join(f'{n} from {10 * i}' for i, n in counts if n)}."
+            for name, counts in counted.items()
         )
     return plots
 

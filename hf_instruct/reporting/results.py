@@ -228,6 +228,10 @@ class RunResults:
         """Which model training began with: `untuned`, or `SFT` for a fine-tuned one."""
         return self.experiment.start
 
+    def label(self, model: str | None = None) -> str:
+        """Return what a model is called, by default the one that training began with."""
+        return self.provenance.label(model or self.start)
+
     @property
     def before(self) -> ModelResults:
         """What the model that training began with answered."""
@@ -298,10 +302,11 @@ class RunResults:
     @property
     def people(self) -> list[str]:
         """The judge's means and their difference, corrected by people's scores, in words; empty without any."""
-        said = [f"{name}: {side.corrected.describe()}" for name, side in self.sides.items() if side.corrected]
+        corrected = {self.label(name): side.corrected for name, side in self.sides.items()}
+        said = [f"{label}: {found.describe()}" for label, found in corrected.items() if found]
         found = self.tuned.labelled.subtract(self.before.labelled).correct() if self.difference else None
         if found and found.mean is not None:
-            said.append(f"tuned - {self.start}: {found.describe('examples on both sides', signed=True)}")
+            said.append(f"tuned - {self.label()}: {found.describe('examples on both sides', signed=True)}")
         return said
 
     @functools.cached_property

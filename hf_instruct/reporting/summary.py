@@ -92,8 +92,10 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
         return []
     first = len(compared) + 2
     has_intervals = any("".join(row[first:]) for row in rows)
-    heads = [f"tuned - {name}" + " (95 % interval)" * (name == results.start) for name in reversed(compared)]
-    rows = [["", *compared, TUNED, *(heads if has_intervals else blank)], *rows]
+    heads = [
+        f"tuned - {results.label(name)}" + " (95 % interval)" * (name == results.start) for name in reversed(compared)
+    ]
+    rows = [["", *map(results.label, compared), TUNED, *(heads if has_intervals else blank)], *rows]
     lines = align(
         [[f"{row[0]:{_LABEL_WIDTH - 2}}", *(cell or "-" for cell in row[1:first]), *row[first:]] for row in rows]
     )
@@ -126,7 +128,7 @@ def _format_answers(results: RunResults, row: AnswerRow, title: str, width: int)
     lines = [f"{textwrap.shorten(task, width - len(title) - 4, placeholder=' ...')}  [{title}]"]
     for model, answer in row.answers.items():
         score = "" if results.leading.reason else results.sides[model].score_by_id.get(answer.id, "")
-        lines += _label(f"  {model:<9}{score:>4}", answer.response or "(empty)", width)
+        lines += _label(f"  {results.label(model):<9}{score:>4}", answer.response or "(empty)", width)
     return lines + _label("  reference", row.example.output, width)
 
 

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import Experiment
@@ -11,7 +12,7 @@ from hf_instruct.data.sources import load_split
 from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import TrainingSummary
+from hf_instruct.schema import SFT, TrainingSummary
 from hf_instruct.training.finetune import train
 from hf_instruct.training.tracking import name_tracked_run
 
@@ -59,7 +60,10 @@ def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel,
     )
     if is_main_process():
         # From another folder, nobody could tell a folder's name from a Hub id.
-        run.add_provenance(base_model_is_local=is_local_model(name))
+        is_local, before = is_local_model(name), RunFolder(Path(name).parent)
+        run.add_provenance(base_model_is_local=is_local)
+        if experiment.start == SFT and is_local and before.config.is_file():
+            run.add_provenance(start=before.load_experiment().method)
     return model, tokenizer
 
 

@@ -116,7 +116,7 @@ def _compare(sources: Sequence[Source]) -> "Comparison":
     for source, run, model in judged or [one for one in every if one[1].read_metrics(one[2]).examples]:
         is_tuned = model == TUNED
         path = run.path if is_tuned else run.path / model
-        names[str(path)] = source.label if is_tuned else f"{source.label}, {model}"
+        names[str(path)] = source.label if is_tuned else f"{source.label}, {run.read_provenance().label(model)}"
     found = compare_runs(list(names), baseline=next(iter(names), None), force=True)
     return dataclasses.replace(found, rows=[dataclasses.replace(row, name=names[row.name]) for row in found.rows])
 

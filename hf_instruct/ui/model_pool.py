@@ -96,8 +96,9 @@ class ModelPool:
         for source in sources:
             if source.is_trained:
                 self._targets[source.label] = (source, False)
-            if source.experiment:
-                self._targets[f"{source.label}, {source.experiment.start}"] = (source, True)
+            if source.run and source.experiment:
+                label = source.run.read_provenance().label(source.experiment.start)
+                self._targets[f"{source.label}, {label}"] = (source, True)
         self._trust = trust_remote_code
         # The one unused for longest first; without its weights where they were dropped, as conversations keep it.
         self._models: dict[Hashable, ChatModel] = {}

@@ -230,7 +230,7 @@ class VoteTab:
         runs = [(source.label, source.run) for source in sources if source.run]
         self.sides = {label: run.path for label, run in runs if run.read_responses()}
         self.sides |= {
-            f"{label}, {model}": run.path / model
+            f"{label}, {run.read_provenance().label(model)}": run.path / model
             for model in MODELS
             for label, run in runs
             if model != TUNED and run.read_responses(model)
