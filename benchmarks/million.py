@@ -79,7 +79,7 @@ def _measure(folder: Path, *, num_proc: int | None) -> None:
     from hf_instruct.models import load_tokenizer
     from hf_instruct.prompts import PromptFormat
     from hf_instruct.run_folder import RunFolder
-    from hf_instruct.training.finetune import tokenize_examples
+    from hf_instruct.training.sft import tokenize_examples
 
     data = {"source": str(folder / "rows.jsonl"), "split": "grouped", "num_proc": num_proc}
     experiment = build_experiment({"data": data, "model": {"name": str(folder / "model")}}, where="here", deep=False)

@@ -89,7 +89,7 @@ def measure(method: str, contestant: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _reference_timed() -> Iterator[list[float]]:
     """Give the seconds that the reference's log-probabilities take, appended as they are computed."""
-    from hf_instruct.training.preferences import DPOTrainer, PreferenceTrainer
+    from hf_instruct.training.dpo import DPOTrainer, PreferenceTrainer
 
     seconds: list[float] = []
     for owner in (PreferenceTrainer, DPOTrainer):

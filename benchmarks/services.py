@@ -53,7 +53,7 @@ def measure_data(model: str, data: str, rows: int) -> dict[str, Any]:
     from hf_instruct import PromptFormat
     from hf_instruct.memory import peak_memory_bytes
     from hf_instruct.models import load_tokenizer
-    from hf_instruct.training.finetune import tokenize_examples
+    from hf_instruct.training.sft import tokenize_examples
 
     examples = load_splits(data)["train"]
     tokenizer, prompt_format = load_tokenizer(model), PromptFormat.from_name("alpaca")

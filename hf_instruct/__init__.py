@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from hf_instruct.prompts import PromptFormat as PromptFormat
     from hf_instruct.reporting.page import report as report
     from hf_instruct.run_folder import RunFolder as RunFolder
+    from hf_instruct.training.dpo import train_preferences as train_preferences
     from hf_instruct.training.fast.collators import PrefixSharingCollator as PrefixSharingCollator
-    from hf_instruct.training.finetune import train as train
-    from hf_instruct.training.preferences import train_preferences as train_preferences
-    from hf_instruct.training.rewards import train_with_rewards as train_with_rewards
+    from hf_instruct.training.grpo import train_with_rewards as train_with_rewards
+    from hf_instruct.training.sft import train as train
     from hf_instruct.training.trainer import InstructTrainer as InstructTrainer
 
 __version__ = "0.1.0"
@@ -57,9 +57,9 @@ _HOMES = {
     "report": "reporting.page",
     "run": "pipeline",
     "split_examples": "data.splits",
-    "train": "training.finetune",
-    "train_preferences": "training.preferences",
-    "train_with_rewards": "training.rewards",
+    "train": "training.sft",
+    "train_preferences": "training.dpo",
+    "train_with_rewards": "training.grpo",
 }
 __all__ = list(_HOMES)
 

@@ -15,7 +15,7 @@ from hf_instruct.prompt_tokens import count_labels
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.training.finetune import tokenize_examples
+from hf_instruct.training.sft import tokenize_examples
 
 
 def build_rows(count: int) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response
 from hf_instruct.training.fast.loss import find_labels, label_losses
-from hf_instruct.training.finetune import tokenize_examples
+from hf_instruct.training.sft import tokenize_examples
 
 ALPACA = PromptFormat.from_name("alpaca")
 EXAMPLES = [

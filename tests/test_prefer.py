@@ -25,7 +25,7 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import PairRow, Preference, Response, Rewrite
-from hf_instruct.training.preferences import tokenize_pairs
+from hf_instruct.training.dpo import tokenize_pairs
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 FOUR_TOKENS = {"max_new_tokens": 4}

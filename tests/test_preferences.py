@@ -18,8 +18,8 @@ from hf_instruct.preferences.pairs import Candidate, choose_pair, list_counts, l
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows
 from hf_instruct.schema import PreferencePair, Response
-from hf_instruct.training import preferences
-from hf_instruct.training.preferences import tokenize_pairs, train_preferences
+from hf_instruct.training import dpo
+from hf_instruct.training.dpo import tokenize_pairs, train_preferences
 
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,
@@ -155,7 +155,7 @@ def test_the_fast_path_computes_what_trl_does(
     # Plain gradient steps: Adam would turn the rounding of a gradient near zero into a whole step.
     settings = {"max_steps": 4, "learning_rate": 0.01, "optim": "sgd", "save_steps": 100, "eval_steps": 2}
     _, fast = train_tiny(folder, tmp_path / "fast", args=settings, peft_config=lora)
-    monkeypatch.setattr(preferences, "build_segments", lambda *_, **__: None)
+    monkeypatch.setattr(dpo, "build_segments", lambda *_, **__: None)
     _, plain = train_tiny(folder, tmp_path / "plain", args=settings, peft_config=lora)
     for kind in ("train", "evaluation"):
         for one, other in zip(read_log(tmp_path / "fast", kind), read_log(tmp_path / "plain", kind), strict=True):

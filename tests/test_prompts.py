@@ -18,7 +18,7 @@ from hf_instruct.generation.answers import answer_examples
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 from hf_instruct.training.fast.collators import IGNORED
-from hf_instruct.training.finetune import tokenize_examples
+from hf_instruct.training.sft import tokenize_examples
 
 PREAMBLE = (
     "Below is an instruction that describes a task. "

@@ -17,7 +17,7 @@ from hf_instruct.quantization import computes_in_float32, is_quantized
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training import trainer as trainer_module
 from hf_instruct.training.fast.collators import PaddingCollator
-from hf_instruct.training.rewards import train_with_rewards
+from hf_instruct.training.grpo import train_with_rewards
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")

@@ -18,7 +18,7 @@ from hf_instruct.models import ALIASES, WHEEL_MODEL, load_model
 from hf_instruct.recipes import find_experiment, list_recipes
 from hf_instruct.records import Example
 from hf_instruct.training import running
-from hf_instruct.training.finetune import train
+from hf_instruct.training.sft import train
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "recipes").rglob("*.yaml"))

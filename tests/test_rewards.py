@@ -28,10 +28,10 @@ from hf_instruct.records import Example, read_rows
 from hf_instruct.reporting.results import read_results
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response
-from hf_instruct.training import rewards
+from hf_instruct.training import grpo
 from hf_instruct.training.arguments import build_arguments
 from hf_instruct.training.fast.casts import halve_linear_weights
-from hf_instruct.training.rewards import train_with_rewards
+from hf_instruct.training.grpo import train_with_rewards
 from hf_instruct.yaml_text import dump_yaml
 
 SETTINGS: dict[str, Any] = {
@@ -110,11 +110,11 @@ def test_the_fast_path_draws_and_computes_what_trl_does(
     _, fast = train_tiny(folder, tmp_path / "fast", args=settings, peft_config=lora)
     if shape == "tiny_llama":
         for name in ("_generate_single_turn", "_get_per_token_logps_and_entropies", "log"):
-            monkeypatch.delattr(rewards.PolicyTrainer, name)
+            monkeypatch.delattr(grpo.PolicyTrainer, name)
     else:
         # TRL has GPT-2 count the padding among its positions, so it is compared with our own slow path.
-        monkeypatch.setattr(rewards, "build_segments", lambda *_, **__: None)
-        monkeypatch.setattr(rewards, "can_decode", lambda _: False)
+        monkeypatch.setattr(grpo, "build_segments", lambda *_, **__: None)
+        monkeypatch.setattr(grpo, "can_decode", lambda _: False)
     _, plain = train_tiny(folder, tmp_path / "plain", args=settings, peft_config=lora)
     for one, other in zip(read_log(tmp_path / "fast", "train"), read_log(tmp_path / "plain", "train"), strict=True):
         assert one.reward == other.reward
@@ -135,13 +135,13 @@ def test_the_reference_is_the_model_that_training_begins_with(tiny_gpt2: Path, t
     assert second > 1e-3
 
 
-def build_trainer(model: Any, tokenizer: Any, folder: Path, **changed: Any) -> rewards.PolicyTrainer:
-    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
+def build_trainer(model: Any, tokenizer: Any, folder: Path, **changed: Any) -> grpo.PolicyTrainer:
+    rows = grpo.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
     # What TRL would tokenize again.
     rows = rows.map(lambda _: {"prompt": "the same text"})
     arguments = build_arguments({**SETTINGS, "report_to": "none", **changed}, folder, kind="GRPOConfig")
     given = {"reward_funcs": [count_a], "train_dataset": rows, "eval_dataset": rows, "processing_class": tokenizer}
-    return rewards.PolicyTrainer(model, arguments, end_id=0, **given)
+    return grpo.PolicyTrainer(model, arguments, end_id=0, **given)
 
 
 def lay_out(prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:
@@ -162,7 +162,7 @@ def test_log_probabilities_are_those_of_each_answer_alone(
 ) -> None:
     model, tokenizer = tiny_models.load_copy(request.getfixturevalue(shape))
     if not fast:
-        monkeypatch.setattr(rewards, "build_segments", lambda *_, **__: None)
+        monkeypatch.setattr(grpo, "build_segments", lambda *_, **__: None)
     trainer = build_trainer(model, tokenizer, tmp_path)
     prompts = trainer.train_dataset[:4]["prompt_ids"]
     answers = [[5, 6, 7], [5], [5, 6, 9, 8], [300]]
@@ -270,7 +270,7 @@ def test_rewards_of_every_kind(tiny_gpt2: Path, tmp_path: Path) -> None:
 def test_sampling_may_be_set_as_in_trl(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = {"max_steps": 2, "generation_kwargs": {"temperature": 0.7, "max_new_tokens": 4}}
     train_tiny(tiny_llama, tmp_path / "ours", args=args)
-    monkeypatch.delattr(rewards.PolicyTrainer, "_generate_single_turn")
+    monkeypatch.delattr(grpo.PolicyTrainer, "_generate_single_turn")
     train_tiny(tiny_llama, tmp_path / "trl", args=args)
     ours, theirs = (
         [(row.reward, row.answer_tokens) for row in read_log(tmp_path / name, "train")] for name in ("ours", "trl")
@@ -506,7 +506,7 @@ def test_what_trl_samples_by_is_what_we_sample_by_or_is_refused() -> None:
     source = inspect.getsource(GRPOTrainer.__init__)
     names = set(re.findall(r'"(\w+)": (?:self|args)\.', source[source.rindex("generation_kwargs = {") :]))
     assert {"top_k", "cache_implementation"} <= names
-    ours = inspect.getsource(rewards.PolicyTrainer._generate_single_turn)
+    ours = inspect.getsource(grpo.PolicyTrainer._generate_single_turn)
     given_apart = {"pad_token_id", "bos_token_id", "eos_token_id"}
     assert {name for name in names - given_apart if name not in ours} <= set(REFUSED_TRAINING)
 

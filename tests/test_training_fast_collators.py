@@ -247,7 +247,7 @@ def test_batches_of_instructions_halve(tiny_gpt2: Path, sample_file: Path) -> No
 
     from hf_instruct.prompts import PromptFormat
     from hf_instruct.records import Example
-    from hf_instruct.training.finetune import tokenize_examples
+    from hf_instruct.training.sft import tokenize_examples
 
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
     records = json.loads(sample_file.read_text())[:80]

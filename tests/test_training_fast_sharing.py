@@ -137,7 +137,7 @@ def test_training_shares_by_default(tiny_gpt2: Path, tmp_path: Path) -> None:
     """The same losses and weights as on padded batches, and example tokens counted as if each had its own row."""
     from hf_instruct.records import read_rows
     from hf_instruct.schema import TrainingRow
-    from hf_instruct.training.finetune import train
+    from hf_instruct.training.sft import train
 
     examples = tiny_models.tiny_examples(16)
     splits = {"train": examples[:12], "validation": examples[12:]}

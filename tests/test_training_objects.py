@@ -26,7 +26,7 @@ from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
 from hf_instruct.training.arguments import build_arguments
 from hf_instruct.training.fast.collators import PaddingCollator, SegmentCollator, unpack
-from hf_instruct.training.finetune import tokenize_examples
+from hf_instruct.training.sft import tokenize_examples
 from hf_instruct.training.trainer import InstructTrainer
 
 SPLITS = {"train": tiny_models.tiny_examples(12), "validation": tiny_models.tiny_examples(3, start=12)}

@@ -7,7 +7,7 @@ from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 from hf_instruct.training.fast.collators import IGNORED, PaddingCollator
-from hf_instruct.training.finetune import tokenize_examples
+from hf_instruct.training.sft import tokenize_examples
 
 END = tiny_models.END
 FORMAT = PromptFormat.from_name("phi3")
@@ -78,7 +78,7 @@ def test_padding_is_masked_and_carries_no_loss(tokenizer) -> None:
 def test_many_rows_are_kept_in_a_file(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=None)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("hf_instruct.training.finetune._MAX_IN_MEMORY", 1)
+    monkeypatch.setattr("hf_instruct.training.sft._MAX_IN_MEMORY", 1)
     for num_proc in (None, 2):
         rows = tokenize_examples([*EXAMPLES, *EXAMPLES], tokenizer, FORMAT, max_length=None, num_proc=num_proc)
         assert rows.to_list() == [*held.to_list(), *held.to_list()]

@@ -14,7 +14,7 @@ from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.records import read_file, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Preflight, TrainingSummary
-from hf_instruct.training.finetune import train
+from hf_instruct.training.sft import train
 from hf_instruct.training.stage import load_base, log_summary, run_sft
 from hf_instruct.yaml_text import read_yaml
 

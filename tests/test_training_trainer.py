@@ -11,7 +11,7 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments, build_lora_config
 from hf_instruct.training.fast.collators import IGNORED, PaddingCollator, PrefixSharingCollator
 from hf_instruct.training.fast.loss import has_plain_head
-from hf_instruct.training.finetune import tokenize_examples
+from hf_instruct.training.sft import tokenize_examples
 from hf_instruct.training.trainer import InstructTrainer
 
 # GPT-2 with its dropout off, so that two forward passes are equal.

@@ -10,7 +10,7 @@ from trl import SFTTrainer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments
 from hf_instruct.training.fast.collators import PaddingCollator, PrefixSharingCollator, SegmentCollator
-from hf_instruct.training.finetune import tokenize_examples
+from hf_instruct.training.sft import tokenize_examples
 from hf_instruct.training.trainer import InstructTrainer
 
 CONFIG = tiny_models.gpt2_config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)

@@ -38,7 +38,7 @@ def run_dpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> 
     Raises:
         InstructError: The model cannot be loaded, the pairs cannot be made, or `train_preferences` raised.
     """
-    from hf_instruct.training.preferences import train_preferences
+    from hf_instruct.training.dpo import train_preferences
     from hf_instruct.training.stage import build_options, load_base, log_summary
 
     _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
@@ -65,7 +65,7 @@ def run_grpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) ->
 
     from hf_instruct.generation.decoding import find_ends
     from hf_instruct.preferences.rewards import build_rewards, check_rewarding_judge
-    from hf_instruct.training.rewards import train_with_rewards
+    from hf_instruct.training.grpo import train_with_rewards
     from hf_instruct.training.stage import build_options, load_base, log_summary
 
     section, own = experiment.rewards, list(run.reward_funcs)

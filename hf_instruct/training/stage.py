@@ -13,7 +13,7 @@ from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import SFT, TrainingSummary
-from hf_instruct.training.finetune import train
+from hf_instruct.training.sft import train
 from hf_instruct.training.tracking import name_tracked_run
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Train a model on preference pairs with TRL's `DPOTrainer`, with our prompts and the loss computed only at labels."""
+"""DPO: train a model on preference pairs with TRL's `DPOTrainer`, with our prompts and the loss at the labels only."""
 
 import contextlib
 import functools

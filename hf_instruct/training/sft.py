@@ -1,4 +1,4 @@
-"""Fine-tune a model on examples, for the command line, the recipes and the Python API."""
+"""SFT: fine-tune a model on examples with TRL's `SFTTrainer`, for the command line, the recipes and the Python API."""
 
 import atexit
 import shutil

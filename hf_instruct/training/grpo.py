@@ -1,4 +1,4 @@
-"""Train a model on rewards with TRL's `GRPOTrainer`, with our prompts, sampling and log-probabilities."""
+"""GRPO: train a model on rewards with TRL's `GRPOTrainer`, with our prompts, sampling and log-probabilities."""
 
 import asyncio
 import contextlib

@@ -13,7 +13,7 @@ from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
 from hf_instruct.models import load_model
 from hf_instruct.records import read_rows
 from hf_instruct.schema import TrainingRow, TrainingSummary
-from hf_instruct.training.finetune import train
+from hf_instruct.training.sft import train
 
 SPLITS = {"train": tiny_models.tiny_examples(12), "validation": tiny_models.tiny_examples(3, start=12)}
 
