@@ -72,7 +72,7 @@ def test_judge_of_one_mind_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
     judge = FakeJudge(Reply("good", 1.0), Reply("85", 1.0), Reply("bad", 1.0), Reply("worse \ud83d", 2.0))
-    judged = run(judge, settings=JudgeSection(concurrency=1), responses=RESPONSES[:2])
+    judged = run(judge, settings=ONE_BY_ONE, responses=RESPONSES[:2])
     first, second = judged.judgments
     assert (first.score, first.replies, first.seconds) == (85, ["good", "85"], 2.0)
     assert (second.score, second.replies) == (None, ["bad", "worse ?"])
@@ -82,7 +82,7 @@ def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
 
 def test_failed_call_is_asked_once_more_unless_that_is_pointless() -> None:
     judge = FakeJudge(Reply("", 1.0, "no reply within 1 s"), Reply("85", 1.0), Reply("", 0.0, "too long", final=True))
-    judged = run(judge, settings=JudgeSection(concurrency=1), responses=RESPONSES[:2])
+    judged = run(judge, settings=ONE_BY_ONE, responses=RESPONSES[:2])
     assert [row.score for row in judged.judgments] == [85, None]
     assert judged.judgments[1].failure == "too long"
     assert len(judge.asked) == 3
@@ -157,7 +157,7 @@ def test_dying_judge_leaves_what_was_judged(tmp_path: Path) -> None:
     files = RunFolder(tmp_path)
     judge = FakeJudge(*[Reply("70", 0.1)] * 4, JudgeUnavailable("The server is gone."))
     with pytest.raises(JudgeUnavailable) as caught:
-        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False, resume_hint="Go on with `again`.")
+        run(judge, files, settings=ONE_BY_ONE, use_cache=False, resume_hint="Go on with `again`.")
     assert str(caught.value) == (
         f"The server is gone. 4 of 6 are judged, saved to `{files.judgments}`. Go on with `again`."
     )
@@ -174,7 +174,7 @@ def test_interruption_leaves_what_was_judged(tmp_path: Path) -> None:
     judge = FakeJudge()
     judge.interrupt_after = 4
     with pytest.raises(KeyboardInterrupt):
-        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False)
+        run(judge, files, settings=ONE_BY_ONE, use_cache=False)
     assert len(read_rows(files.judgments, Judgment)) == 3
 
 
@@ -253,7 +253,7 @@ def test_force_holds_after_an_interruption(tmp_path: Path) -> None:
     run(FakeJudge(), files)
     answered = [Reply('{"score": 60}', 0.1)] * 2
     with pytest.raises(JudgeUnavailable):
-        run(FakeJudge(*answered, JudgeUnavailable("Gone.")), files, force=True, settings=JudgeSection(concurrency=1))
+        run(FakeJudge(*answered, JudgeUnavailable("Gone.")), files, force=True, settings=ONE_BY_ONE)
     judge = FakeJudge(*[Reply('{"score": 70}', 0.1)] * 4)
     judged = run(judge, files)
     # What was in the cache before `force` is not taken for the rest.
@@ -276,7 +276,7 @@ def test_silent_judge_is_given_up(tmp_path: Path) -> None:
     judge = FakeJudge(*[Reply("", 1.0, "no reply within 1 s")] * 40)
     responses = [RESPONSES[0].model_copy(update={"id": str(i)}) for i in range(20)]
     with pytest.raises(JudgeError) as caught:
-        run(judge, RunFolder(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
+        run(judge, RunFolder(tmp_path), responses=responses, settings=ONE_BY_ONE)
     assert str(caught.value).startswith(
         "The judge did not reply to 8 questions in a row; the last reason: no reply within 1 s. 0 of 20 are judged, "
         f"7 failed, saved to `{tmp_path / 'judgments.jsonl'}`. "

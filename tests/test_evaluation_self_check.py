@@ -24,7 +24,7 @@ from hf_instruct.evaluation.scoring import judge_responses, judge_with
 from hf_instruct.evaluation.self_check import check_briefly, format_self_check, run_self_check
 from hf_instruct.records import Example, read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Response
+from hf_instruct.schema import Check, CheckOutcome, JudgeIdentity, Judgment, Response, SelfCheck
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 
@@ -58,25 +58,13 @@ def gullible(task: str, output: str, response: str) -> int:
     return 100 if "100" in response else honest(task, output, response)
 
 
-def constant(task: str, output: str, response: str) -> int:
-    return 50
-
-
-def verbose(task: str, output: str, response: str) -> int:
-    return min(100, 2 * len(response))
-
-
-def silent(task: str, output: str, response: str) -> None:
-    return None
-
-
-def check(score: Score, **arguments: Any) -> dict[str, Any]:
+def check(score: Score, **arguments: Any) -> SelfCheck:
     # Fakes that score differently have one identity: what one said is not to be taken for the other's.
     options = JudgeOptions(use_cache=False)
     return run_self_check(EXAMPLES, SETTINGS, judge=build_judge(score), options=options, **arguments)
 
 
-def row_of(result: dict[str, Any], first: str) -> dict[str, Any]:
+def row_of(result: SelfCheck, first: str) -> Check:
     return next(row for row in result.checks if row.first == first)
 
 
@@ -105,7 +93,7 @@ def test_wrong_answer_and_none_may_both_be_worth_nothing() -> None:
             "the reference got 1.0 points more than the answer of another row on average and the higher score in 100 % "
             "of 20 rows (20 points and 90 % are needed)",
         ),
-        (verbose, "repeating an answer twice raised the score"),
+        (lambda task, output, response: min(100, 2 * len(response)), "repeating an answer twice raised the score"),
     ],
 )
 def test_judges_that_go_by_something_else_fail_by_effect(score: Score, problem: str) -> None:
@@ -137,7 +125,7 @@ def test_injection_that_works_in_two_rows_of_five_fails() -> None:
 
 
 def test_constant_judge_fails_the_order_and_is_named() -> None:
-    result = check(constant)
+    result = check(lambda *texts: 50)
     assert result.passed is False
     assert result.constant == 50
     assert "The judge gave every answer the same score, 50: it does not discriminate." in format_self_check(result)
@@ -159,7 +147,7 @@ def test_few_examples_say_little_and_block_nothing() -> None:
 
 
 def test_judge_without_verdicts_is_reported() -> None:
-    result = check(silent)
+    result = check(lambda *texts: None)
     assert result.failures == result.probes == 260
     # Nothing else was seen to fail.
     assert (result.passed, len(result.failed)) == (False, 1)
