@@ -87,11 +87,13 @@ class Task(NamedTuple):
         id: Of the row.
         questions: What to ask for it; none if the row is known without asking.
         judged: The text that is judged, which replies may quote.
+        sha256: Hash of what is asked; a kept row of another hash does not count.
     """
 
     id: str
     questions: Sequence[Question]
     judged: str
+    sha256: str
 
 
 class JudgingPass(abc.ABC, Generic[Row]):
@@ -125,12 +127,8 @@ class JudgingPass(abc.ABC, Generic[Row]):
         """Return the verdict on a text in a reply, or raise VerdictError."""
 
     @abc.abstractmethod
-    def build(self, id: str, answers: list[Answer]) -> Row:
-        """Return the row with an id, given an answer to each of its questions."""
-
-    @abc.abstractmethod
-    def reuse(self, row: Row) -> Row | None:
-        """Return a row of the file as this pass would write it, or None if the pass would produce a different one."""
+    def build(self, task: Task, answers: list[Answer]) -> Row:
+        """Return the row of a task, given an answer to each of its questions."""
 
     @abc.abstractmethod
     def show_mean(self, mean: float) -> str:
@@ -139,6 +137,10 @@ class JudgingPass(abc.ABC, Generic[Row]):
     def belongs(self, row: Row) -> bool:
         """Return whether a row of the file is from a pass like this one, over these texts or earlier versions."""
         return True
+
+    def reuse(self, row: Row) -> Row | None:
+        """Return a row that answers the same questions as this pass would write it, or None if it would differ."""
+        return row
 
     def archive(self, path: Path, rows: Sequence[Row]) -> Path:
         """Rename the file, which contains these rows, so that it is kept, and return the new path."""
@@ -183,8 +185,9 @@ class JudgingPass(abc.ABC, Generic[Row]):
     def _restore(self, path: Path) -> None:
         """Mark the tasks done whose row in the file still counts."""
         rows = recover_rows(path, self.row_type)
-        newest = {row.id: row for row in rows if self.belongs(row)}
-        fitting = {id: again for id, row in newest.items() if (again := self.reuse(row))}
+        newest = {row.id: row for row in rows if row.id in self._tasks and self.belongs(row)}
+        same = [row for row in newest.values() if row.prompt_sha256 == self._tasks[row.id].sha256]
+        fitting = {row.id: again for row in same if (again := self.reuse(row))}
         reusable = {} if self._options.force else fitting
         if not self.keeps_others and len(reusable) < len({row.id for row in rows}):
             aside = self.archive(path, rows)
@@ -225,7 +228,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
             # All workers share one iterator, so that a slow task delays no other.
             for task in waiting:
                 answers = [await self._answer(question, task.judged) for question in task.questions]
-                unkept.append(self.build(task.id, answers))
+                unkept.append(self.build(task, answers))
                 if not all(answer.cached for answer in answers):
                     # Rows whose replies have arrived by now share one write.
                     await asyncio.sleep(0)

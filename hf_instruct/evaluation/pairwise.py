@@ -13,7 +13,7 @@ from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.evaluation.people import Corrected, correct_win_rate
-from hf_instruct.evaluation.responses import JoinedPairs, build_responses, choose_folder, join_responses
+from hf_instruct.evaluation.responses import JoinedPairs, Pair, build_responses, choose_folder, join_responses
 from hf_instruct.evaluation.rubrics import PAIR_RUBRIC, build_questions
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
@@ -114,6 +114,12 @@ def prefer(
     return run_sync(work())
 
 
+def _build_task(pair: Pair) -> Task:
+    questions = build_questions(pair)
+    key = _hash("".join(question.sha256 for question in questions).encode())
+    return Task(pair.id, [] if pair.is_identical else questions, f"{pair.first}\n{pair.second}", key)
+
+
 class _Comparing(JudgingPass[Preference]):
     """A pass over pairs, each asked about in both orders."""
 
@@ -121,15 +127,11 @@ class _Comparing(JudgingPass[Preference]):
     keeps_others = False
 
     def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None, joined: JoinedPairs) -> None:
-        questions = {pair.id: build_questions(pair) for pair in joined.pairs}
-        asked = {pair.id: [] if pair.is_identical else questions[pair.id] for pair in joined.pairs}
-        tasks = (Task(pair.id, asked[pair.id], f"{pair.first}\n{pair.second}") for pair in joined.pairs)
-        super().__init__(judge, options, path, tasks)
+        super().__init__(judge, options, path, map(_build_task, joined.pairs))
         # As votes mark them: nobody was asked, so measures of agreement leave these out.
         self._unasked = self.identity.model_copy(update={"options": {**self.identity.options, "equal_answers": True}})
         self._names: dict[str, Any] = dict(zip(("first", "second"), joined.names, strict=True))
         self._pairs = {pair.id: pair for pair in joined.pairs}
-        self._hashes = {id: _hash("".join(each.sha256 for each in both).encode()) for id, both in questions.items()}
 
     def show_mean(self, mean: float) -> str:
         """Return the win rate of the first answers."""
@@ -139,15 +141,15 @@ class _Comparing(JudgingPass[Preference]):
         """Return the preference in a reply."""
         return Verdict(parse_preference(reply.text, judged))
 
-    def build(self, id: str, answers: list[Answer]) -> Preference:
+    def build(self, task: Task, answers: list[Answer]) -> Preference:
         """Return the preference between two answers, given the answers in both orders."""
-        pair = self._pairs[id]
+        pair = self._pairs[task.id]
         orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
         if orders and orders[1] is not None:
             orders[1] = 1 - orders[1]
         return Preference(
             **self._names,
-            id=id,
+            id=task.id,
             # Orders that disagree, or were never asked, are a tie.
             score=None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5,
             judge=self._unasked if pair.is_identical else self.identity,
@@ -156,7 +158,7 @@ class _Comparing(JudgingPass[Preference]):
             replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
             first_length=len(pair.first),
             second_length=len(pair.second),
-            prompt_sha256=self._hashes[id],
+            prompt_sha256=task.sha256,
             seconds=round(sum(answer.seconds for answer in answers), 4),
             failure=next((answer.failure for answer in answers if answer.failure), None),
             category=pair.example.category,
@@ -164,8 +166,8 @@ class _Comparing(JudgingPass[Preference]):
 
     def reuse(self, row: Preference) -> Preference | None:
         """Return a preference with this pass's names, which may spell the same two paths differently, or None."""
-        is_same = (row.prompt_sha256, row.rubric) == (self._hashes.get(row.id), PAIR_RUBRIC.name)
-        return row.model_copy(update=self._names) if is_same and row.judge in (self.identity, self._unasked) else None
+        is_same = row.rubric == PAIR_RUBRIC.name and row.judge in (self.identity, self._unasked)
+        return row.model_copy(update=self._names) if is_same else None
 
     def archive(self, path: Path, rows: Sequence[Preference]) -> Path:
         """Move a file and its summary to `earlier/`, and return its new name there."""

@@ -172,7 +172,8 @@ class _Scoring(JudgingPass[Judgment]):
     def __init__(
         self, judge: Judge, options: JudgeOptions, path: Path | None, rubric: Rubric, responses: Sequence[Response]
     ) -> None:
-        tasks = (Task(row.id, [rubric.build_question(row)], row.response) for row in responses)
+        asked = [(row, rubric.build_question(row)) for row in responses]
+        tasks = (Task(row.id, [question], row.response, question.sha256) for row, question in asked)
         super().__init__(judge, options, path, tasks)
         self._rubric = rubric
         self._models = {row.id: row.model for row in responses}
@@ -188,19 +189,19 @@ class _Scoring(JudgingPass[Judgment]):
         score, reasons = parse_verdict(reply.text, self._rubric, judged)
         return Verdict(score, reasons and to_printable(reasons))
 
-    def build(self, id: str, answers: list[Answer]) -> Judgment:
+    def build(self, task: Task, answers: list[Answer]) -> Judgment:
         """Return the judgment of a response, given the answer to the one question about it."""
         answer = answers[0]
         return Judgment(
-            id=id,
-            model=self._models[id],
+            id=task.id,
+            model=self._models[task.id],
             score=int(answer.verdict.score) if answer.verdict else None,
             replies=answer.replies,
             judge=self.identity,
             rubric=self._rubric.name,
             rubric_sha256=self._rubric.sha256,
             repeat=self._options.repeat,
-            prompt_sha256=self._tasks[id].questions[0].sha256,
+            prompt_sha256=task.sha256,
             seconds=round(answer.seconds, 4),
             failure=answer.failure,
             reasons=answer.verdict.reasons if answer.verdict else None,
@@ -209,15 +210,12 @@ class _Scoring(JudgingPass[Judgment]):
 
     def belongs(self, row: Judgment) -> bool:
         """Return whether a judgment is from a pass like this one, over these responses or earlier versions of them."""
-        if row.id not in self._models or row.rubric_sha256 not in ("", self._rubric.sha256):
-            return False
         expected = self._models[row.id], self.identity, self._rubric.name, self._options.repeat
-        return (row.model, row.judge, row.rubric, row.repeat) == expected
+        is_expected = (row.model, row.judge, row.rubric, row.repeat) == expected
+        return is_expected and row.rubric_sha256 in ("", self._rubric.sha256)
 
     def reuse(self, row: Judgment) -> Judgment | None:
         """Return a judgment if this pass would produce the same, otherwise None."""
-        if row.prompt_sha256 != self._tasks[row.id].questions[0].sha256:
-            return None
         if row.score is None:
             return row
         again = self.reread(row.replies, self._tasks[row.id].judged, Verdict(row.score))

@@ -69,7 +69,7 @@ def _build_task(example: Example, seed: int) -> Task:
     task = f"{example.format_task()}\n{example.input}".strip()
     prompt = _PROMPT.format(manner=manner, task=task, answer=example.output)
     question = Question([{"role": "user", "content": prompt}], _SCHEMA, state="", question="", levels=[])
-    return Task(example.id, [question], manner)
+    return Task(example.id, [question], manner, question.sha256)
 
 
 class _Rewriting(JudgingPass[Rewrite]):
@@ -85,25 +85,21 @@ class _Rewriting(JudgingPass[Rewrite]):
         """Return the rewritten answer in a reply."""
         return Verdict(1, parse_text(reply.text, _KEY))
 
-    def build(self, id: str, answers: list[Answer]) -> Rewrite:
+    def build(self, task: Task, answers: list[Answer]) -> Rewrite:
         """Return the row of an example, given what came of the one question about it."""
-        answer, task = answers[0], self._tasks[id]
+        answer = answers[0]
         return Rewrite(
-            id=id,
+            id=task.id,
             manner=task.judged,
             text=answer.verdict.reasons if answer.verdict else None,
             replies=answer.replies,
             judge=self.identity,
-            prompt_sha256=task.questions[0].sha256,
+            prompt_sha256=task.sha256,
             seconds=round(answer.seconds, 4),
             failure=answer.failure,
             cached=answer.cached,
         )
 
     def belongs(self, row: Rewrite) -> bool:
-        """Return whether a row is this model's, of one of these examples."""
-        return row.id in self._tasks and row.judge == self.identity
-
-    def reuse(self, row: Rewrite) -> Rewrite | None:
-        """Return a row that answers the question that would be asked today."""
-        return row if row.prompt_sha256 == self._tasks[row.id].questions[0].sha256 else None
+        """Return whether a row is this model's."""
+        return row.judge == self.identity
