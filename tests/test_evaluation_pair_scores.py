@@ -9,12 +9,16 @@ from rows import preference
 from benchmarks import judges
 from hf_instruct.evaluation import pair_scores
 from hf_instruct.evaluation.pair_scores import (
+    build_pair_scores,
     find_pair_problems,
+    format_pair_scores,
     has_one_sided_lengths,
     length_controlled_win_rate,
     win_rate,
 )
-from hf_instruct.schema import Preference
+from hf_instruct.evaluation.people import Corrected
+from hf_instruct.evaluation.responses import JoinedPairs
+from hf_instruct.schema import JudgeIdentity, Preference, Unpaired
 
 
 def prefer(number: int | str, score: float | None, *, lengths: tuple[int, int] = (10, 10)) -> Preference:
@@ -106,3 +110,11 @@ def test_what_is_said_against_a_judge_of_pairs_names_its_figures() -> None:
     assert len(problems) == 2
     # Nine pairs say too little.
     assert find_pair_problems(judges.draw_pairs(lambda *_: 1.0, generator, 9)) == []
+
+
+def test_votes_are_asked_for_only_where_they_are_too_few() -> None:
+    rows = [prefer(number, None) for number in range(20)]
+    scores = build_pair_scores(rows, JoinedPairs([], ("a", "b"), "id", Unpaired(first=0, second=0)), JudgeIdentity())
+    for votes, asked in ((9, 1), (10, 0)):
+        text = format_pair_scores(scores, Corrected(None, None, votes, 20, None))
+        assert (text.count("10 votes are needed"), text.count("no interval")) == (asked, 3 - asked)

@@ -13,7 +13,7 @@ from hf_instruct.evaluation.ratings import fit_logistic
 from hf_instruct.evaluation.responses import JoinedPairs
 from hf_instruct.evaluation.rubrics import PAIR_RUBRIC
 from hf_instruct.evaluation.scores import label_judge
-from hf_instruct.schema import Consistency, JudgeIdentity, Lengths, PairSummary, Position, Preference
+from hf_instruct.schema import Consistency, Interval, JudgeIdentity, Lengths, PairSummary, Position, Preference
 
 if TYPE_CHECKING:
     import numpy
@@ -199,17 +199,13 @@ def format_pair_scores(scores: PairSummary, corrected: Corrected | None = None) 
     counts += [f"{count} of {name} without a counterpart" for name, count in alone if count]
     verdicts = f"won {scores.wins}, tied {scores.ties}, lost {scores.losses}"
     shown = f"mean length {lengths.first:.0f} and {lengths.second:.0f} characters"
-    controlled = scores.length_controlled_win_rate, scores.length_controlled_win_rate_interval
-    rates = [("win rate", scores.win_rate, scores.win_rate_interval, verdicts)]
+    table = [["win rate", _percent(scores.win_rate), f"{_describe(scores.win_rate_interval)}; {verdicts}"]]
     if corrected:
+        interval = f"{FEWEST} votes are needed" if corrected.n < FEWEST else _describe(corrected.interval)
         voted = f"votes on {corrected.n} of {corrected.total} pairs"
-        rates.append(("win rate, corrected by people", corrected.mean, corrected.interval, voted))
-    table = []
-    for title, rate, ends, note in (*rates, ("win rate at equal length", *controlled, shown)):
-        interval = f"95 % interval {100 * ends.low:.1f} to {_percent(ends.high)}" if ends else "no interval"
-        if rate is None and corrected:
-            interval = f"{FEWEST} votes are needed"
-        table.append([title, _percent(rate), f"{interval}; {note}"])
+        table.append(["win rate, corrected by people", _percent(corrected.mean), f"{interval}; {voted}"])
+    interval = _describe(scores.length_controlled_win_rate_interval)
+    table.append(["win rate at equal length", _percent(scores.length_controlled_win_rate), f"{interval}; {shown}"])
     if scores.failures:
         table.append(
             ["with every failure", "", f"lost or won: {_percent(scores.lowest)} to {_percent(scores.highest)}"]
@@ -241,6 +237,10 @@ def _find_notes(scores: PairSummary) -> list[str]:
         )
     notes += find_pair_problems(scores)
     return [f"! {note}" for note in notes]
+
+
+def _describe(interval: Interval | None) -> str:
+    return f"95 % interval {100 * interval.low:.1f} to {_percent(interval.high)}" if interval else "no interval"
 
 
 def _percent(fraction: float | None) -> str:
