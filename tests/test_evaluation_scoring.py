@@ -283,6 +283,13 @@ def test_silent_judge_is_given_up(tmp_path: Path) -> None:
     )
 
 
+def test_questions_that_are_too_long_do_not_end_judging() -> None:
+    judge = FakeJudge(*[Reply("", 0.1, "the question is too long", final=True)] * 19)
+    responses = [RESPONSES[0].model_copy(update={"id": str(i), "response": str(i)}) for i in range(20)]
+    judged = run(judge, responses=responses, settings=ONE_BY_ONE)
+    assert (judged.scores.n, judged.scores.failures, len(judge.asked)) == (1, 19, 20)
+
+
 def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JudgeError, match=r"^The verdicts cannot be written: "):

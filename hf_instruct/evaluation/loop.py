@@ -292,7 +292,8 @@ class JudgingPass(abc.ABC, Generic[Row]):
                     return Answer(verdict, texts, seconds)
             if reply.final:
                 break
-        self._silent = 0 if texts else self._silent + 1
+        # A question that cannot be asked, such as one that is too long, says nothing about the judge.
+        self._silent = 0 if texts or reply.final else self._silent + 1
         texts += [""] * bool(texts and not reply.text)
         if self._silent >= _FAILURES_IN_A_ROW:
             raise JudgeError(
