@@ -7,6 +7,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.console import pluralize
 from hf_instruct.errors import ConfigError, DataError, quote_names
 from hf_instruct.evaluation.intervals import (
     FEWEST,
@@ -298,13 +299,12 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
     """Return the limits of the comparison, other than how the runs were judged."""
     notes = []
     if num_dropped:
-        what, them = ("example was", "it") if num_dropped == 1 else ("examples were", "them")
         notes.append(
-            f"{num_dropped} {what} dropped, because only some of the runs have a score for {them}; means and "
-            f"differences are over the other {n}."
+            f"{pluralize(num_dropped, 'example was', 'examples were')} dropped, because only some of the runs have a "
+            f"score for {'it' if num_dropped == 1 else 'them'}; means and differences are over the other {n}."
         )
     if n < FEWEST:
-        notes.append(f"Only {n} examples are compared: the intervals are too narrow.")
+        notes.append(f"Only {pluralize(n, 'example is', 'examples are')} compared: the intervals are too narrow.")
     for run in runs:
         if len(run.known) >= MIN_CONSTANT and run.known.nunique() == 1:
             notes.append(
