@@ -82,6 +82,10 @@ def test_a_judge_agrees_with_itself_and_not_with_its_opposite() -> None:
     assert [opposite[name].value for name in COURSE] == pytest.approx([-1, -1, -1])
 
 
+def test_two_examples_are_enough() -> None:
+    assert [measure_agreement([1, 2], [2, 1]).estimates[name].value for name in COURSE] == pytest.approx([-1, -1, -1])
+
+
 def test_ids_join_in_any_order_and_failures_are_counted(tmp_path: Path) -> None:
     rows = [judgment("a", 10), judgment("b", 50), judgment("c", None), judgment("d", 90)]
     write_rows(tmp_path / "judgments.jsonl", rows)
