@@ -2,6 +2,7 @@ import copy
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
 from hf_instruct.models import load_model
 from hf_instruct.records import read_rows
 from hf_instruct.schema import TrainingRow, TrainingSummary
+from hf_instruct.training import running
 from hf_instruct.training.sft import train
 
 SPLITS = {"train": tiny_models.tiny_examples(12), "validation": tiny_models.tiny_examples(3, start=12)}
@@ -381,6 +383,14 @@ def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monk
     args = {"max_steps": 2, "save_steps": 100, "save_total_limit": 5}
     train_tiny(tiny_gpt2, tmp_path, args=args, keep_checkpoints=True)
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("c*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_saving_the_model_is_not_training(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = running._save_model
+    monkeypatch.setattr(running, "_save_model", lambda *given: (time.sleep(1), save(*given)))
+    summary = train_tiny(tiny_gpt2, tmp_path, args={"max_steps": 1, "save_strategy": "no"})
+    logged = read_rows(tmp_path / "training.jsonl", TrainingRow)[-1].seconds
+    assert logged <= summary.seconds + 0.1 < logged + 1
 
 
 @pytest.mark.slow

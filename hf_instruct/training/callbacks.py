@@ -160,12 +160,12 @@ class RunLog(TrainerCallback):
         self._last_save = time.monotonic()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Close the bar."""
+        """Stop the clock before the model is saved, and close the bar."""
+        self.seconds = time.monotonic() - self._started
         self.close()
 
     def close(self) -> None:
         """Close the bar, whether training ended or failed."""
-        self.seconds = time.monotonic() - self._started
         self._bar.close()
 
     def _sample(self, args: TrainingArguments, state: TrainerState) -> None:
