@@ -475,6 +475,13 @@ class Leak(Record):
     train_ids: list[str]
 
 
+class OtherInput(Record):
+    """A held-out example whose instruction is also in train, on `num_train` rows, but only with other inputs."""
+
+    id: str
+    num_train: Count
+
+
 class NearDuplicate(Record):
     """A held-out example that is nearly a duplicate of a training example, with their cosine similarity."""
 
@@ -484,26 +491,59 @@ class NearDuplicate(Record):
 
 
 class NearDuplicates(Record):
-    """Near-duplicates by split; `sampled` describes the rows that were searched, if not all."""
+    """Near-duplicates of training examples that are not leaks, by split."""
 
-    threshold: float
-    sampled: str | None = None
+    threshold: float = 0.0  # minimum cosine similarity; 0 if none were searched
+    method: str = ""
+    compared: str = ""
+    sampled: str | None = None  # the rows that were searched, if not all
     test: list[NearDuplicate] = []
     validation: list[NearDuplicate] = []
 
+    @property
+    def by_split(self) -> dict[str, list[NearDuplicate]]:
+        """The near-duplicates in each split that has been searched."""
+        return {"test": self.test, "validation": self.validation}
+
+
+class SpecialTokens(Record):
+    """An example whose text contains these special tokens."""
+
+    id: str
+    tokens: list[str]
+
+
+class TokenCounts(Record):
+    """Counts of tokens, as a model with these settings is trained; by split, and in `total`."""
+
+    model: str
+    prompt_format: str
+    max_length: int | None
+    completion_only_loss: bool
+    longest: Count  # tokens of the longest row, before truncation
+    label_tokens: dict[str, Count]  # tokens with a loss, after truncation
+    cut: dict[str, Count]  # rows longer than `max_length`
+    without_labels: dict[str, Count]  # rows with no label left
+    special_tokens: dict[str, list[SpecialTokens]] = {}
+
 
 class Preflight(Record):
-    """`data/preflight.json`: findings about the data before training; `data check` shows the other fields."""
-
-    model_config = ConfigDict(extra="allow")
+    """`data/preflight.json`: findings about the data before training. Counts are by split, and in `total`."""
 
     data_sha256: str | None = None  # of the three files of the splits
     source: str = ""
-    split: str | None = None  # how they were split
+    split: str | None = None  # how they were split; None if they were not
     prompt_format: str = "alpaca"  # the given one, or the one chosen for these examples
-    examples: dict[str, Count] = {}  # by split and in `total`
-    seen_in_train: dict[str, list[Leak]] = {}  # by split
-    near_duplicates: NearDuplicates | None = None
+    examples: dict[str, Count] = {}
+    empty_inputs: dict[str, Count] = {}
+    empty_outputs: dict[str, Count] = {}  # in `left_out`: rows that are in no split because they have no output
+    duplicate_rows: Count = 0  # rows that repeat an earlier one in instruction, input and output
+    repeated_prompts: Count = 0  # instruction + input pairs on more than one row
+    repeated_rows: Count = 0  # rows that repeat an earlier pair
+    seen_in_train: dict[str, list[Leak]] = {}
+    instruction_seen_in_train: dict[str, list[OtherInput]] = {}
+    near_duplicates: NearDuplicates = NearDuplicates()
+    tokens: TokenCounts | None = None  # None if no tokenizer could be loaded
 
 
 class Provenance(Record):

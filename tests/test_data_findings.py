@@ -28,6 +28,7 @@ from hf_instruct.data.tokens import TokenCounter, load_counter
 from hf_instruct.errors import DataError, ModelLoadError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
+from hf_instruct.schema import SpecialTokens
 
 TRAIN = [Example("1", "a", "", "x"), Example("2", "a", "", "y"), Example("3", "b", "i", "z")]
 TEST = [Example("4", "a", "", "w"), Example("5", "b", "", "z")]
@@ -66,11 +67,12 @@ def build_counter(max_length: int | None, **settings: bool) -> TokenCounter:
 
 
 def test_everything_is_counted_exactly() -> None:
-    assert build_preflight(
-        build_splits(TRAIN, TEST, VALIDATION), source="mine", split="sequential", num_left_out=4
-    ) == {
+    splits = build_splits(TRAIN, TEST, VALIDATION)
+    assert build_preflight(splits, source="mine", split="sequential", num_left_out=4).to_dict() == {
+        "data_sha256": None,
         "source": "mine",
         "split": "sequential",
+        "prompt_format": "alpaca",
         "examples": {"train": 3, "test": 2, "validation": 1, "total": 6},
         "empty_inputs": {"train": 2, "test": 2, "validation": 0, "total": 4},
         "empty_outputs": {"train": 0, "test": 0, "validation": 0, "left_out": 4, "total": 4},
@@ -97,31 +99,31 @@ def test_everything_is_counted_exactly() -> None:
 def test_duplicates() -> None:
     row, twin = Example("1", "a", "", "x"), Example("2", "a", "", "x")
     preflight = build_preflight(build_splits([row, twin], [twin], [Example("3", "c", "", "y")]), source="mine")
-    assert (preflight["duplicate_rows"], preflight["repeated_rows"], preflight["repeated_prompts"]) == (2, 2, 1)
+    assert (preflight.duplicate_rows, preflight.repeated_rows, preflight.repeated_prompts) == (2, 2, 1)
 
 
 def test_the_courses_data_in_the_courses_split(course_file: Path) -> None:
     preflight = build_preflight(split_examples(course_file), source="course", split="sequential")
     texts = [tuple(row.values()) for row in json.loads(course_file.read_text(encoding="utf-8"))]
-    assert preflight["duplicate_rows"] == len(texts) - len(set(texts)) == 0
-    assert preflight["repeated_rows"] == len(texts) - len({row[:2] for row in texts}) == 25
-    assert preflight["repeated_prompts"] == sum(n > 1 for n in Counter(row[:2] for row in texts).values()) == 20
+    assert preflight.duplicate_rows == len(texts) - len(set(texts)) == 0
+    assert preflight.repeated_rows == len(texts) - len({row[:2] for row in texts}) == 25
+    assert preflight.repeated_prompts == sum(n > 1 for n in Counter(row[:2] for row in texts).values()) == 20
     expected = {"test": (texts[935:1045], 2, 16, 6), "validation": (texts[1045:], 4, 8, 3)}
     for name, (held_out, leaks, others, near) in expected.items():
         seen = [any(row[:2] == other[:2] for other in texts[:935]) for row in held_out]
         known = [any(row[0] == other[0] for other in texts[:935]) for row in held_out]
-        assert len(preflight["seen_in_train"][name]) == sum(seen) == leaks
+        assert len(preflight.seen_in_train[name]) == sum(seen) == leaks
         both = zip(known, seen, strict=True)
-        assert len(preflight["instruction_seen_in_train"][name]) == sum(k and not s for k, s in both) == others
-        assert len(preflight["near_duplicates"][name]) == near
+        assert len(preflight.instruction_seen_in_train[name]) == sum(k and not s for k, s in both) == others
+        assert len(preflight.near_duplicates.by_split[name]) == near
 
 
 def test_the_grouped_split_has_no_leaks(repeating_file: Path) -> None:
-    leaks = build_preflight(split_examples(repeating_file), source="course")["seen_in_train"]
+    leaks = build_preflight(split_examples(repeating_file), source="course").seen_in_train
     assert {name: len(found) for name, found in leaks.items()} == {"test": 2, "validation": 4}
     for seed in range(5):
         splits = split_examples(repeating_file, split="grouped", seed=seed)
-        assert build_preflight(splits, source="course")["seen_in_train"] == {"test": [], "validation": []}
+        assert build_preflight(splits, source="course").seen_in_train == {"test": [], "validation": []}
         refuse_leaks(splits, source="course", strict="`--strict`", remedy="--split grouped")
 
 
@@ -227,25 +229,26 @@ def test_very_many_rows_are_sampled_unless_a_threshold_is_asked_for(monkeypatch:
     train = [Example(f"t{n}", f"Name color number {n}.", "", "Red.") for n in range(40)]
     test = [Example(f"e{n}", f"name color number {n}.", "", "Red.") for n in range(40)]
     splits = build_splits(train, test, [Example("v", "Sing.", "", "La.")])
-    assert len(build_preflight(splits, source="mine")["near_duplicates"]["test"]) == 40
+    assert len(build_preflight(splits, source="mine").near_duplicates.test) == 40
     monkeypatch.setattr(findings, "MAX_ROWS", 40)
     monkeypatch.setattr(findings, "SAMPLE", {"train": 36, "test": 2, "validation": 2})
     preflight = build_preflight(splits, source="mine", split="sequential")
     sample = "2 test and 1 validation examples with 36 of train"
-    assert preflight["near_duplicates"]["sampled"] == sample
-    assert [pair["id"] for pair in preflight["near_duplicates"]["test"]] == ["e0", "e20"]
+    assert preflight.near_duplicates.sampled == sample
+    assert [pair.id for pair in preflight.near_duplicates.test] == ["e0", "e20"]
     assert f"searched in a sample: {sample}." in format_findings(preflight)
     assert "near-duplicate in a sample of train" in format_preflight(preflight)
-    asked = build_preflight(splits, source="mine", threshold=0.9)["near_duplicates"]
-    assert (asked["sampled"], len(asked["test"])) == (None, 40)
+    asked = build_preflight(splits, source="mine", threshold=0.9).near_duplicates
+    assert (asked.sampled, len(asked.test)) == (None, 40)
 
 
 def test_tokens_are_counted_after_the_cut() -> None:
     train = [Example("1", "one two", "", "a b c"), Example("2", "one two", "three four", "a")]
     parts = (train, [Example("3", "one", "", "a")], [Example("4", "one two three four five", "", "a")])
     counter = build_counter(4)
-    tokens = build_preflight(build_splits(*parts, counter), source="mine", counter=counter)["tokens"]
-    assert tokens == {
+    tokens = build_preflight(build_splits(*parts, counter), source="mine", counter=counter).tokens
+    assert tokens is not None
+    assert tokens.to_dict() == {
         "model": "words",
         "prompt_format": "words",
         "max_length": 4,
@@ -258,9 +261,10 @@ def test_tokens_are_counted_after_the_cut() -> None:
     }
     # The first token of a row is predicted by nothing, so that it is no label.
     counter = build_counter(None, completion_only_loss=False)
-    tokens = build_preflight(build_splits(*parts, counter), source="mine", counter=counter)["tokens"]
-    assert tokens["label_tokens"] == {"train": 5 + 5, "test": 2, "validation": 6, "total": 18}
-    assert tokens["cut"]["total"] == tokens["without_labels"]["total"] == 0
+    tokens = build_preflight(build_splits(*parts, counter), source="mine", counter=counter).tokens
+    assert tokens is not None
+    assert tokens.label_tokens == {"train": 5 + 5, "test": 2, "validation": 6, "total": 18}
+    assert tokens.cut["total"] == tokens.without_labels["total"] == 0
 
 
 def test_the_table_and_its_advice() -> None:
@@ -280,7 +284,8 @@ def test_the_table_and_its_advice() -> None:
         "What to do: `--data.split grouped` keeps training prompts out of test; delete 1 row that repeats another; "
         "shorten 1 row or raise `--train.max_length`; otherwise training stops.",
     ]
-    assert preflight["tokens"]["special_tokens"]["test"] == [{"id": "3", "tokens": ["<end>"]}]
+    assert preflight.tokens is not None
+    assert preflight.tokens.special_tokens["test"] == [SpecialTokens(id="3", tokens=["<end>"])]
     assert advise(build_preflight(build_splits(train), source="mine")) is None
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_instruct.data.statistics import DataStatistics
     from hf_instruct.data.tokens import TokenCounter
     from hf_instruct.prompts import PromptFormat
+    from hf_instruct.schema import Preflight
 
 DESCRIPTION = """\
 Check, show and describe a source of examples, without training.
@@ -150,7 +151,7 @@ def _check(options: argparse.Namespace) -> None:
         num_left_out=checked.num_without_output,
     )
     if options.json:
-        print(format_json(preflight))
+        print(format_json(preflight.to_dict()))
     else:
         _print_preflight(preflight, splits, unsplit)
     if settings.strict:
@@ -176,25 +177,25 @@ def _split(
         return {"train": examples, "test": none, "validation": none}, str(error)
 
 
-def _print_preflight(preflight: "dict[str, Any]", splits: "Mapping[str, Dataset]", unsplit: str | None) -> None:
+def _print_preflight(preflight: "Preflight", splits: "Mapping[str, Dataset]", unsplit: str | None) -> None:
     from hf_instruct.data.findings import advise, format_near_duplicates, format_preflight
 
-    total = preflight["examples"]["total"]
+    total = preflight.examples["total"]
     print(
-        f"{preflight['source']}: {pluralize(total, 'example')} ({total - preflight['empty_inputs']['total']:,} with an "
-        f"input), no problems; {pluralize(preflight['repeated_prompts'], 'repeated prompt')}"
+        f"{preflight.source}: {pluralize(total, 'example')} ({total - preflight.empty_inputs['total']:,} with an "
+        f"input), no problems; {pluralize(preflight.repeated_prompts, 'repeated prompt')}"
     )
     print(f"\n{format_preflight(preflight)}")
-    near = preflight["near_duplicates"]
+    near = preflight.near_duplicates
     if unsplit:
         print(f"\n{unsplit}")
     else:
         about = ["instruction + input of test and validation compared with train, without repeats"]
-        about += [f"{near['sampled']} (`--near {near['threshold']:g}` takes all)"] if near["sampled"] else []
+        about += [f"{near.sampled} (`--near {near.threshold:g}` takes all)"] if near.sampled else []
         shown = format_near_duplicates(preflight, splits)
-        method = f"{near['method']}.{' The nearest:' if shown else ''}"
+        method = f"{near.method}.{' The nearest:' if shown else ''}"
         print(wrap(_printable("\n".join([f"\nNear-duplicates: {'; '.join([*about, method])}", *shown]))))
-    if preflight["tokens"] is None:
+    if preflight.tokens is None:
         print(
             wrap(
                 "To see label tokens and rows that `max_length` truncates, name the model, as in `--model gpt2-medium`."

@@ -11,6 +11,15 @@ from hf_instruct.data.problems import Problem, shorten_text
 from hf_instruct.data.tokens import TokenCounter
 from hf_instruct.errors import DataError
 from hf_instruct.records import SPLIT_NAMES
+from hf_instruct.schema import (
+    Leak,
+    NearDuplicate,
+    NearDuplicates,
+    OtherInput,
+    Preflight,
+    SpecialTokens,
+    TokenCounts,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,8 +77,8 @@ def build_preflight(
     threshold: float | None = None,
     counter: TokenCounter | None = None,
     num_left_out: int = 0,
-) -> dict[str, Any]:
-    """Return the contents of `preflight.json`, without the checksum of the files and the prompt format.
+) -> Preflight:
+    """Return the findings about data, without the checksum of the files and the prompt format.
 
     Args:
         splits: The examples of each split.
@@ -79,20 +88,6 @@ def build_preflight(
             more than `MAX_ROWS` examples.
         counter: The token counter, if tokens were counted; None leaves out findings about tokens.
         num_left_out: Rows of the source that are not in the splits because they have no output.
-
-    Returns:
-        `examples`, `empty_inputs`, `empty_outputs`: their number for each split and in `total`, the last one also for
-        `left_out`. `duplicate_rows`: number of rows that repeat an earlier one in instruction, input and output.
-        `repeated_prompts`: number of instruction + input pairs on more than one row. `repeated_rows`: number of rows
-        that repeat an earlier pair. For `test` and for `validation`: `seen_in_train`, the examples whose instruction
-        and input are also in train, as `id` and `train_ids`; `instruction_seen_in_train`, the examples whose
-        instruction is also in train, but only with another input, as `id` and `num_train`; `near_duplicates`, the
-        examples not in `seen_in_train` that are nearly the same as a training example, as `id`, `train_id` and
-        `cosine`, with `threshold`, `method`, `compared` and `sampled` (the rows searched, if not all). `tokens`: None,
-        or `model`, `prompt_format`, `max_length`, `completion_only_loss`, `longest` (tokens of the longest row before
-        truncation) and, for each split and in `total`, `label_tokens` (after truncation), `cut` (rows longer than
-        `max_length`), `without_labels` (rows with no label left); and `special_tokens`, the examples of each split
-        whose text contains some, as `id` and `tokens`.
     """
     import numpy as np
 
@@ -102,27 +97,27 @@ def build_preflight(
     _, groups, counts = np.unique(prompts, return_inverse=True, return_counts=True)
     repeated = counts[groups] > 1
     whole = set(zip(prompts[repeated].tolist(), outputs[repeated].tolist(), strict=True))
-    return {
-        "source": source,
-        "split": split,
-        "examples": _count({name: len(splits[name]) for name in SPLIT_NAMES}),
-        "empty_inputs": _count({name: _count_empty(splits[name]) for name in SPLIT_NAMES}),
-        "empty_outputs": _count({**dict.fromkeys(SPLIT_NAMES, 0), "left_out": num_left_out}),
-        "duplicate_rows": int(repeated.sum()) - len(whole),
-        "repeated_prompts": int((counts > 1).sum()),
-        "repeated_rows": len(prompts) - len(counts),
-        "seen_in_train": find_leaks(splits, keys),
-        "instruction_seen_in_train": {
+    return Preflight(
+        source=source,
+        split=split,
+        examples=_count({name: len(splits[name]) for name in SPLIT_NAMES}),
+        empty_inputs=_count({name: _count_empty(splits[name]) for name in SPLIT_NAMES}),
+        empty_outputs=_count({**dict.fromkeys(SPLIT_NAMES, 0), "left_out": num_left_out}),
+        duplicate_rows=int(repeated.sum()) - len(whole),
+        repeated_prompts=int((counts > 1).sum()),
+        repeated_rows=len(prompts) - len(counts),
+        seen_in_train=find_leaks(splits, keys),
+        instruction_seen_in_train={
             name: _find_other_inputs(splits[name], splits["train"], np.isin(keys[name], keys["train"]))
             for name in HELD_OUT
         },
-        "near_duplicates": _describe_near(splits, threshold),
-        "tokens": None if counter is None else _sum_tokens(splits, counter),
-    }
+        near_duplicates=_describe_near(splits, threshold),
+        tokens=None if counter is None else _sum_tokens(splits, counter),
+    )
 
 
-def find_leaks(splits: "Splits", keys: Mapping[str, Any] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Return, for test and validation, the examples whose instruction and input are in train: `id`, `train_ids`."""
+def find_leaks(splits: "Splits", keys: Mapping[str, Any] | None = None) -> dict[str, list[Leak]]:
+    """Return, for test and validation, the examples whose instruction and input are in train."""
     import numpy as np
 
     keys = keys or {name: hash_prompts(splits[name]) for name in SPLIT_NAMES}
@@ -132,7 +127,7 @@ def find_leaks(splits: "Splits", keys: Mapping[str, Any] | None = None) -> dict[
         train_ids[keys["train"][index]].append(splits["train"][index]["id"])
     return {
         name: [
-            {"id": splits[name][index]["id"], "train_ids": train_ids[key]}
+            Leak(id=splits[name][index]["id"], train_ids=train_ids[key])
             for index, key in enumerate(keys[name])
             if key in train_ids
         ]
@@ -165,10 +160,10 @@ def refuse_leaks(
     instructions = {row["id"]: row["instruction"] for name in HELD_OUT for row in splits[name]}
     problems = []
     for name, leak in leaks[:_LEAKS_SHOWN]:
-        first, *others = leak["train_ids"]
+        first, *others = leak.train_ids
         more = f" and {len(others):,} more" if others else ""
-        quoted = shorten_text(instructions[leak["id"]], 60)
-        problems.append(f'{name}, {name_row(leak["id"])} ("{quoted}"): also {name_row(first)}{more} of train')
+        quoted = shorten_text(instructions[leak.id], 60)
+        problems.append(f'{name}, {name_row(leak.id)} ("{quoted}"): also {name_row(first)}{more} of train')
     if len(leaks) > _LEAKS_SHOWN:
         problems.append(f"and {len(leaks) - _LEAKS_SHOWN:,} more")
     counts = " and ".join(f"{len(found[name]):,} {name}" for name in HELD_OUT)
@@ -180,38 +175,33 @@ def refuse_leaks(
     )
 
 
-def _find_other_inputs(examples: "Dataset", train: "Dataset", seen: Any) -> list[dict[str, Any]]:
+def _find_other_inputs(examples: "Dataset", train: "Dataset", seen: Any) -> list[OtherInput]:
     import numpy as np
 
     instructions, others = hash_texts(examples, "instruction"), hash_texts(train, "instruction")
     counts = Counter(others[np.isin(others, instructions)].tolist())
     rows = zip(examples["id"][:], instructions.tolist(), seen, strict=True)
-    return [{"id": id, "num_train": counts[key]} for id, key, is_seen in rows if counts[key] and not is_seen]
+    return [OtherInput(id=id, num_train=counts[key]) for id, key, is_seen in rows if counts[key] and not is_seen]
 
 
-def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
+def _describe_near(splits: "Splits", threshold: float | None) -> NearDuplicates:
     from datasets import concatenate_datasets
 
-    described: dict[str, Any] = {
-        "threshold": NEAR_THRESHOLD if threshold is None else threshold,
-        "method": METHOD,
-        "compared": "instruction and input of test and validation examples, compared with all training examples",
-        "sampled": None,
-        "test": [],
-        "validation": [],
-    }
-    held_out, train = {name: splits[name] for name in HELD_OUT}, splits["train"]
+    held_out, train, sampled = {name: splits[name] for name in HELD_OUT}, splits["train"], None
     if threshold is None and sum(len(splits[name]) for name in SPLIT_NAMES) > MAX_ROWS:
         held_out = {name: _sample_evenly(rows, SAMPLE[name]) for name, rows in held_out.items()}
         train = _sample_evenly(train, SAMPLE["train"])
         counts = [len(rows) for rows in (*held_out.values(), train)]
-        described["sampled"] = "{:,} test and {:,} validation examples with {:,} of train".format(*counts)
+        sampled = "{:,} test and {:,} validation examples with {:,} of train".format(*counts)
+    threshold = NEAR_THRESHOLD if threshold is None else threshold
     both, train_ids = concatenate_datasets(list(held_out.values())), train["id"][:]
-    for near in find_near_duplicates(both, train, threshold=described["threshold"]):
+    found: dict[str, list[NearDuplicate]] = {name: [] for name in HELD_OUT}
+    for near in find_near_duplicates(both, train, threshold=threshold):
         name = "test" if near.number < len(held_out["test"]) else "validation"
         pair = {"id": both[near.number]["id"], "train_id": train_ids[near.train_number]}
-        described[name].append({**pair, "cosine": round(near.cosine, 4)})
-    return described
+        found[name].append(NearDuplicate(**pair, cosine=round(near.cosine, 4)))
+    compared = "instruction and input of test and validation examples, compared with all training examples"
+    return NearDuplicates(threshold=threshold, method=METHOD, compared=compared, sampled=sampled, **found)
 
 
 def _sample_evenly(rows: "Dataset", count: int) -> "Dataset":
@@ -221,30 +211,30 @@ def _sample_evenly(rows: "Dataset", count: int) -> "Dataset":
     return rows.select([index * len(rows) // count for index in range(count)])
 
 
-def _sum_tokens(splits: "Splits", counter: TokenCounter) -> dict[str, Any]:
+def _sum_tokens(splits: "Splits", counter: TokenCounter) -> TokenCounts:
     arrays = {name: splits[name].with_format("numpy") for name in SPLIT_NAMES}
     lengths = {name: rows["num_tokens"][:] for name, rows in arrays.items()}
     labels = {name: rows["num_labels"][:] for name, rows in arrays.items()}
     limit = counter.max_length or float("inf")
-    return {
-        "model": counter.model,
-        "prompt_format": counter.prompt_format.name,
-        "max_length": counter.max_length,
-        "completion_only_loss": counter.completion_only_loss,
-        "longest": max(int(rows.max(initial=0)) for rows in lengths.values()),
-        "label_tokens": _count({name: int(rows.sum()) for name, rows in labels.items()}),
-        "cut": _count({name: int((rows > limit).sum()) for name, rows in lengths.items()}),
-        "without_labels": _count({name: int((rows == 0).sum()) for name, rows in labels.items()}),
-        "special_tokens": {
+    return TokenCounts(
+        model=counter.model,
+        prompt_format=counter.prompt_format.name,
+        max_length=counter.max_length,
+        completion_only_loss=counter.completion_only_loss,
+        longest=max(int(rows.max(initial=0)) for rows in lengths.values()),
+        label_tokens=_count({name: int(rows.sum()) for name, rows in labels.items()}),
+        cut=_count({name: int((rows > limit).sum()) for name, rows in lengths.items()}),
+        without_labels=_count({name: int((rows == 0).sum()) for name, rows in labels.items()}),
+        special_tokens={
             name: [
-                {"id": id, "tokens": tokens}
+                SpecialTokens(id=id, tokens=tokens)
                 for batch in splits[name].select_columns(["id", "special_tokens"]).iter(BATCH)
                 for id, tokens in zip(batch["id"], batch["special_tokens"], strict=True)
                 if tokens
             ]
             for name in SPLIT_NAMES
         },
-    }
+    )
 
 
 def _count_empty(rows: "Dataset") -> int:
@@ -268,51 +258,47 @@ class _Row(NamedTuple):
     counts: Mapping[str, int]
 
 
-def format_preflight(preflight: Mapping[str, Any]) -> str:
+def format_preflight(preflight: Preflight) -> str:
     """Return the findings of `build_preflight` as a table; only the totals if nothing was split."""
-    columns = (*SPLIT_NAMES, "total") if preflight["split"] else ("total",)
+    columns = (*SPLIT_NAMES, "total") if preflight.split else ("total",)
     sizes = [
-        _Row("examples", preflight["examples"]),
-        _Row("  without an input", preflight["empty_inputs"]),
-        _Row("  without an output", preflight["empty_outputs"]),
+        _Row("examples", preflight.examples),
+        _Row("  without an input", preflight.empty_inputs),
+        _Row("  without an output", preflight.empty_outputs),
     ]
-    if preflight["tokens"]:
-        sizes.append(_Row("label tokens", preflight["tokens"]["label_tokens"]))
-    title = f"split `{preflight['split']}`" if preflight["split"] else "not split"
+    if preflight.tokens:
+        sizes.append(_Row("label tokens", preflight.tokens.label_tokens))
+    title = f"split `{preflight.split}`" if preflight.split else "not split"
     return _format_rows(title, [*sizes, *_build_findings(preflight)], columns)
 
 
-def format_findings(preflight: Mapping[str, Any]) -> str:
+def format_findings(preflight: Preflight) -> str:
     """Return the sizes of the splits in a line and, if anything was found, a table of the findings and advice."""
-    text = f"{preflight['source']}: " + ", ".join(f"{preflight['examples'][name]:,} {name}" for name in SPLIT_NAMES)
-    if tokens := preflight["tokens"]:
-        text += "; label tokens: " + ", ".join(f"{tokens['label_tokens'][name]:,}" for name in SPLIT_NAMES)
+    text = f"{preflight.source}: " + ", ".join(f"{preflight.examples[name]:,} {name}" for name in SPLIT_NAMES)
+    if tokens := preflight.tokens:
+        text += "; label tokens: " + ", ".join(f"{tokens.label_tokens[name]:,}" for name in SPLIT_NAMES)
     if rows := [row for row in _build_findings(preflight) if any(row.counts.values())]:
-        text += "\n" + _format_rows(f"split `{preflight['split']}`", rows, (*SPLIT_NAMES, "total"))
-    if sampled := preflight["near_duplicates"]["sampled"]:
+        text += "\n" + _format_rows(f"split `{preflight.split}`", rows, (*SPLIT_NAMES, "total"))
+    if sampled := preflight.near_duplicates.sampled:
         text += f"\nNear-duplicates were searched in a sample: {sampled}."
     advice = advise(preflight, prefix="data.", max_length="train.max_length")
     return f"{text}\n{advice}" if advice else text
 
 
-def format_near_duplicates(preflight: Mapping[str, Any], splits: "Splits") -> list[str]:
+def format_near_duplicates(preflight: Preflight, splits: "Splits") -> list[str]:
     """Return lines with the most similar near-duplicates, each next to its training example."""
-    near = preflight["near_duplicates"]
-    found = sorted((pair for name in HELD_OUT for pair in near[name]), key=lambda pair: -pair["cosine"])
-    wanted = {pair[key] for pair in found[:_PAIRS_SHOWN] for key in ("id", "train_id")}
+    pairs = [pair for found in preflight.near_duplicates.by_split.values() for pair in found]
+    nearest = sorted(pairs, key=lambda pair: -pair.cosine)[:_PAIRS_SHOWN]
+    wanted = {id for pair in nearest for id in (pair.id, pair.train_id)}
     texts = {}
     for rows in splits.values():
         for index, id in enumerate(rows["id"][:]):
             if id in wanted:
                 texts[id] = shorten_text(f"{rows[index]['instruction']} {rows[index]['input']}".strip(), 44)
-    lines = []
-    for pair in found[:_PAIRS_SHOWN]:
-        own, other = texts[pair["id"]], texts[pair["train_id"]]
-        lines.append(f"  {pair['cosine']:.3f}  {own} ~ {other}")
-    return lines
+    return [f"  {pair.cosine:.3f}  {texts[pair.id]} ~ {texts[pair.train_id]}" for pair in nearest]
 
 
-def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = "max-length") -> str | None:
+def advise(preflight: Preflight, *, prefix: str = "", max_length: str = "max-length") -> str | None:
     """Return the advice for the findings in one line, or None if nothing is wrong.
 
     Args:
@@ -320,43 +306,42 @@ def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = 
         prefix: The prefix of flags of the `data` section.
         max_length: Name of the flag for the maximum length of a row.
     """
-    leaks, near = (sum(len(preflight[key][name]) for name in HELD_OUT) for key in ("seen_in_train", "near_duplicates"))
     parts = []
-    if leaks:
+    if any(preflight.seen_in_train.values()):
         parts.append(f"`--{prefix}split grouped` keeps training prompts out of test")
-    if duplicates := preflight["duplicate_rows"]:
+    if duplicates := preflight.duplicate_rows:
         parts.append(f"delete {pluralize(duplicates, 'row')} that repeat{'s' if duplicates == 1 else ''} another")
-    if tokens := preflight["tokens"]:
+    if tokens := preflight.tokens:
         # The test split is never trained on.
-        unlabelled = sum(tokens["without_labels"][name] for name in ("train", "validation"))
+        unlabelled = sum(tokens.without_labels[name] for name in ("train", "validation"))
         if unlabelled:
             parts.append(f"shorten {pluralize(unlabelled, 'row')} or raise `--{max_length}`; otherwise training stops")
-        elif cut := tokens["cut"]["total"]:
-            parts.append(f"shorten {pluralize(cut, 'row')} or raise `--{max_length}` (longest: {tokens['longest']:,})")
-    if near and not parts:
+        elif cut := tokens.cut["total"]:
+            parts.append(f"shorten {pluralize(cut, 'row')} or raise `--{max_length}` (longest: {tokens.longest:,})")
+    if any(preflight.near_duplicates.by_split.values()) and not parts:
         parts.append("check the near-duplicates before you trust a score on them")
     return f"What to do: {'; '.join(parts)}." if parts else None
 
 
-def _build_findings(preflight: Mapping[str, Any]) -> list[_Row]:
+def _build_findings(preflight: Preflight) -> list[_Row]:
     rows = [
-        _Row("rows that repeat another row exactly", {"total": preflight["duplicate_rows"]}),
-        _Row("rows that repeat an instruction + input", {"total": preflight["repeated_rows"]}),
+        _Row("rows that repeat another row exactly", {"total": preflight.duplicate_rows}),
+        _Row("rows that repeat an instruction + input", {"total": preflight.repeated_rows}),
     ]
-    near = preflight["near_duplicates"]
-    if preflight["split"]:
+    near = preflight.near_duplicates
+    if preflight.split:
         rows += [
-            _Row("instruction + input also in train", _count_found(preflight["seen_in_train"])),
-            _Row("instruction in train with another input", _count_found(preflight["instruction_seen_in_train"])),
+            _Row("instruction + input also in train", _count_found(preflight.seen_in_train)),
+            _Row("instruction in train with another input", _count_found(preflight.instruction_seen_in_train)),
         ]
-        where = "a sample of train" if near["sampled"] else "train"
-        rows.append(_Row(f"near-duplicate in {where} (>= {near['threshold']:g})", _count_found(near)))
-    if tokens := preflight["tokens"]:
-        limit = "no `max_length`" if tokens["max_length"] is None else f"`max_length` {tokens['max_length']:,}"
+        where = "a sample of train" if near.sampled else "train"
+        rows.append(_Row(f"near-duplicate in {where} (>= {near.threshold:g})", _count_found(near.by_split)))
+    if tokens := preflight.tokens:
+        limit = "no `max_length`" if tokens.max_length is None else f"`max_length` {tokens.max_length:,}"
         rows += [
-            _Row(f"rows truncated at {limit}", tokens["cut"]),
-            _Row("rows without any label after truncation", tokens["without_labels"]),
-            _Row("rows whose text contains a special token", _count_found(tokens["special_tokens"])),
+            _Row(f"rows truncated at {limit}", tokens.cut),
+            _Row("rows without any label after truncation", tokens.without_labels),
+            _Row("rows whose text contains a special token", _count_found(tokens.special_tokens)),
         ]
     return rows
 

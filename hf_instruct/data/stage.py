@@ -13,7 +13,6 @@ from hf_instruct.prompt_checks import choose_format
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import write_json, write_rows, write_text
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Preflight
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     run.prompt.unlink(missing_ok=True)
     if counter is not None:
         write_text(run.prompt, counter.prompt_format.template)
-    values = {"data_sha256": run.hash_splits(), "prompt_format": prompt_format.name, **preflight}
-    write_json(run.preflight, Preflight(**values))
+    kept = {"data_sha256": run.hash_splits(), "prompt_format": prompt_format.name}
+    write_json(run.preflight, preflight.model_copy(update=kept))
     logger.info("%s", format_findings(preflight))
 
 

@@ -139,7 +139,7 @@ def _find_length(results: RunResults) -> Iterator[Finding]:
 def _find_leaks(results: RunResults) -> Iterator[Finding]:
     preflight = results.preflight
     seen = len(preflight.seen_in_train.get("test", []))
-    near = len(preflight.near_duplicates.test if preflight.near_duplicates else [])
+    near = len(preflight.near_duplicates.test)
     of = f"of {total:,} " if (total := preflight.examples.get("test")) else ""
     if seen:
         text = (
