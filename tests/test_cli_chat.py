@@ -14,7 +14,7 @@ import tiny_models
 from rich.console import Console
 
 from hf_instruct.cli import chat as cli_chat
-from hf_instruct.cli.chat_terminal import TerminalChat, append_examples, show_columns
+from hf_instruct.cli.chat import TerminalChat, append_examples, show_columns
 from hf_instruct.cli.main import build_parser
 from hf_instruct.console import clean_text
 from hf_instruct.data.sources import read_examples

@@ -1,20 +1,27 @@
-"""`hf-instruct chat`: talk to a model."""
+"""`hf-instruct chat`: talk to a model at a terminal or through a pipe, with commands that begin with a slash."""
 
 import argparse
 import contextlib
 import io
 import logging
+import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.chat_terminal import SETTINGS, TerminalChat
 from hf_instruct.cli.flags import add_trust_flag
-from hf_instruct.console import format_json
+from hf_instruct.console import clean_text, format_json, wrap
+from hf_instruct.errors import ConfigError, DataError, InstructError, did_you_mean
 from hf_instruct.processes import Terminated
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hf_instruct.generation.chat_model import ChatModel
+    from hf_instruct.generation.conversation import Conversation, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +37,27 @@ examples:
   hf-instruct chat smollm2-135m --temperature 0.7 --seed 1     a model that is not a run
   hf-instruct chat runs/demo < questions.txt > answers.txt
 """
+
+SETTINGS = {
+    "temperature": "0 takes the most likely token, higher values sample (default: 0)",
+    "top_p": "sample from the most likely tokens with this total probability (default: 1)",
+    "top_k": "sample from this many most likely tokens (default: 0, all)",
+    "max_new_tokens": "maximum length of an answer, in tokens (default: 256)",
+    "repetition_penalty": "above 1, makes repeated tokens less likely (default: 1)",
+    "seed": "seed for reproducible sampling (default: none)",
+}
+HELP = """\
+  /retry           answer the last question again
+  /undo            remove the last question and its answer
+  /clear           remove all questions and answers
+  /set NAME VALUE  change a generation setting; alone, list the settings
+  /system TEXT     set the system message (`none` removes it); alone, show it
+  /compare TEXT    ask the untuned model too; alone, turn this on or off for every question
+  /save FILE       append the complete answers to a JSON Lines file of training examples
+  /quit            quit; so does Ctrl-D
+  Type `//` to begin a question with a slash, and end a line with \\ to continue it on the next."""
+COMMANDS = ("/help", *(line.split()[0] for line in HELP.splitlines() if line.startswith("  /")))
+_MIN_COLUMNS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from hf_instruct.errors import ConfigError
     from hf_instruct.generation.chat_model import ChatModel, ChatSettings, find_run
     from hf_instruct.generation.conversation import Conversation
     from hf_instruct.generation.token_text import check_text
@@ -93,7 +120,7 @@ def _chat(options: argparse.Namespace) -> None:
         all(map(session.handle, sys.stdin))
 
 
-def _answer_once(session: TerminalChat, question: str, *, as_json: bool) -> None:
+def _answer_once(session: "TerminalChat", question: str, *, as_json: bool) -> None:
     with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext():
         turns = session.ask(question)
     if as_json:
@@ -102,10 +129,8 @@ def _answer_once(session: TerminalChat, question: str, *, as_json: bool) -> None
         print(format_json(fields))
 
 
-def _talk(session: TerminalChat) -> None:
+def _talk(session: "TerminalChat") -> None:
     """Read and answer questions until the user quits."""
-    from hf_instruct.errors import InstructError
-
     model = session.conversation.model
     context = "" if model.context is None else f", {model.context:,} tokens"
     turns = "" if model.has_turns else " The model sees each question on its own: this prompt format has no turns."
@@ -148,3 +173,221 @@ def _read_lines() -> Iterator[str]:
             continue
         yield held
         held = ""
+
+
+class TerminalChat:
+    """Handles the lines that a user types.
+
+    Args:
+        conversation: With the model to talk to.
+        load_base: Loads the model to compare with; or None.
+        is_terminal: Whether Ctrl-C stops only the answer.
+    """
+
+    def __init__(
+        self, conversation: "Conversation", *, load_base: "Callable[[], ChatModel] | None", is_terminal: bool = False
+    ) -> None:
+        self.conversation = conversation
+        self._load_base, self._is_terminal = load_base, is_terminal
+        self._base: Conversation | None = None
+        self._compares = False
+
+    def handle(self, line: str) -> bool:
+        """Do what a line asks for, and return whether the session continues.
+
+        Raises:
+            InstructError: It cannot be done; the session can continue.
+        """
+        line, talk = line.strip(), self.conversation
+        if not line.startswith("/") or line.startswith("//"):
+            if line:
+                self.ask(line.removeprefix("/"))
+            return True
+        command, _, argument = line.partition(" ")
+        match command, argument.strip():
+            case (("/quit" | "/exit"), _):
+                return False
+            case "/help", _:
+                print(wrap(HELP))
+            case "/retry", _:
+                if talk.turns and talk.settings.temperature == 0:
+                    logger.info(
+                        "At temperature 0 the answer is always the same; `/set temperature 0.7` samples another."
+                    )
+                self.ask(None)
+            case "/undo", _:
+                if (turn := talk.undo()) is None:
+                    raise DataError("There is no question to remove.")
+                logger.info("Removed: %s", turn.user)
+            case "/clear", _:
+                talk.clear()
+                logger.info("Removed all questions and answers.")
+            case "/set", "":
+                for name, text in SETTINGS.items():
+                    print(wrap(f"  {name:<18} {getattr(talk.settings, name)!s:<8} {text}"))
+            case "/set", setting:
+                self._set(setting)
+            case "/system", text:
+                if text:
+                    talk.system = "" if text == "none" else text
+                print(talk.system or "(nothing)")
+            case "/compare", "":
+                self.compare_always(not self._compares)
+                logger.info("The untuned model is %s.", "now asked too" if self._compares else "no longer asked")
+            case "/compare", question:
+                self.ask(question, compare=True)
+            case "/save", "":
+                raise ConfigError("`/save` needs a file name, as in `/save examples.jsonl`.")
+            case "/save", name:
+                logger.info("%s into %s.", append_examples(Path(name).expanduser(), talk.turns), name)
+                if talk.system or talk.model.has_turns:
+                    logger.info("The examples contain neither earlier turns nor the system message.")
+            case _:
+                near = did_you_mean(command, COMMANDS)
+                raise ConfigError(
+                    f"There is no command `{command}`.{near} `/help` lists them; `//` begins a question with a slash."
+                )
+        return True
+
+    def ask(self, question: str | None, *, compare: bool = False) -> "list[Turn]":
+        """Ask a question and print the answer as it comes, or both models' answers side by side.
+
+        Args:
+            question: None asks the latest again.
+            compare: Ask the untuned model too, also where that is not turned on.
+
+        Returns:
+            The tuned model's turn, and before it the untuned model's where it was asked.
+
+        Raises:
+            InstructError: The question cannot be asked, or generation fails.
+        """
+        talks = [self.conversation]
+        if compare or self._compares:
+            # Both answer the same prompt.
+            base = self._require_base()
+            base.turns, base.settings = self.conversation.turns, self.conversation.settings
+            base.system = self.conversation.system
+            talks.insert(0, base)
+        with self._stopped_by_ctrl_c() as stop:
+            streams = [
+                talk.retry(stop=stop) if question is None else talk.stream(question, stop=stop) for talk in talks
+            ]
+            if self.conversation.notice:
+                logger.info("%s", self.conversation.notice)
+            self._show([f"{talk.model.role} ({talk.model.name})" for talk in talks], streams)
+        for talk in talks:
+            _note_ending(talk, who=f"{talk.model.name}: " if len(talks) > 1 else "")
+        return [talk.turns[-1] for talk in talks]
+
+    def compare_always(self, on: bool = True) -> None:
+        """Turn asking the untuned model on or off.
+
+        Raises:
+            InstructError: There is none, or it cannot be loaded.
+        """
+        if on:
+            self._require_base()
+        self._compares = on
+
+    def _show(self, labels: list[str], streams: list[Iterator[str]]) -> None:
+        is_wide = self._is_terminal and shutil.get_terminal_size().columns >= _MIN_COLUMNS
+        if len(streams) > 1 and is_wide and sys.stdout.isatty():
+            from rich.console import Console
+
+            # Its codes for the cursor would not pass the stream that cleans what is printed.
+            show_columns(Console(file=sys.__stdout__), labels, streams)
+        else:
+            for label, stream in zip(labels, streams, strict=True):
+                if len(streams) > 1:
+                    print(f"{label}:")
+                for piece in stream:
+                    print(piece, end="", flush=True)
+                print(flush=True)
+        if self._is_terminal:
+            print(flush=True)
+
+    @contextlib.contextmanager
+    def _stopped_by_ctrl_c(self) -> Iterator[threading.Event]:
+        stop = threading.Event()
+        before = signal.signal(signal.SIGINT, lambda *_: stop.set()) if self._is_terminal else None
+        try:
+            yield stop
+        finally:
+            # Whatever came between: no thread continues unseen.
+            stop.set()
+            if self._is_terminal:
+                signal.signal(signal.SIGINT, before)
+
+    def _require_base(self) -> "Conversation":
+        from hf_instruct.generation.conversation import Conversation
+
+        if self._base is None:
+            if self._load_base is None:
+                name = self.conversation.model.name
+                raise ConfigError(f"`{name}` has no untuned model to compare with: use a run, without `--base`.")
+            self._base = Conversation(self._load_base())
+        return self._base
+
+    def _set(self, setting: str) -> None:
+        name, _, value = setting.replace("=", " ", 1).partition(" ")
+        name = name.replace("-", "_")
+        settings = self.conversation.settings = self.conversation.settings.change(**{name: value.strip()})
+        logger.info("%s is now %s.", name, getattr(settings, name))
+        if settings.temperature == 0 and name in ("top_p", "top_k", "seed"):
+            logger.info("It has no effect at temperature 0; `/set temperature 0.7` turns on sampling.")
+
+
+def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
+    """Add whole answers to a JSON Lines file that `data check` accepts, unless they are in it; return what was done.
+
+    The file is written whole: the old one stays where that fails.
+
+    Raises:
+        DataError: There is nothing to save, or the file does not contain examples or cannot be written.
+    """
+    from hf_instruct.data.sources import read_examples
+    from hf_instruct.generation.conversation import format_examples
+    from hf_instruct.records import build_example_id, write_text
+
+    if path.suffix.lower() != ".jsonl":
+        raise DataError(f"`{path}` should end in `.jsonl`: examples are saved as JSON Lines.")
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        there = read_examples(str(path)) if text.strip() else []
+        lines, said = format_examples(
+            turns, {build_example_id(row.instruction, row.input, row.output) for row in there}
+        )
+        if lines:
+            write_text(path.resolve(), text + "\n" * (text != "" and not text.endswith("\n")) + lines)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(f"`{path}` cannot be written: {reason}. Name another file.") from error
+    return said
+
+
+def show_columns(console: "Console", labels: Sequence[str], streams: Sequence[Iterator[str]]) -> None:
+    """Show texts side by side under their labels as they are written, one after the other."""
+    from rich.live import Live
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    texts = [""] * len(labels)
+    with Live(console=console, auto_refresh=False) as live:
+        for column, stream in enumerate(streams):
+            for piece in stream:
+                texts[column] += clean_text(piece)
+                table = Table(*(escape(clean_text(label)) for label in labels), expand=True)
+                table.add_row(*map(Text, texts))
+                live.update(table, refresh=True)
+
+
+def _note_ending(talk: "Conversation", *, who: str) -> None:
+    turn = talk.turns[-1]
+    if turn.ended_by == "user":
+        logger.info("%s[stopped]", who)
+    elif turn.ended_by == "length":
+        logger.info("%s[cut off at %s tokens; `/set max_new_tokens N` changes it]", who, f"{talk.longest:,}")
+    elif not turn.assistant:
+        logger.info("%s[the answer is empty]", who)
