@@ -9,10 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.merging import use_training_prompt
-from hf_instruct.hub.ollama import build_modelfile, find_stop_words
 from hf_instruct.hub.templates import (
     build_chat_template,
     build_go_template,
+    build_modelfile,
+    find_stop_words,
     shape_prompt,
 )
 from hf_instruct.prompts import PromptFormat

@@ -58,10 +58,9 @@ def _export(options: argparse.Namespace) -> None:
         options.usage_error("`--type` needs `--format gguf` or `ollama`")
     from pydantic_core import to_jsonable_python
 
-    from hf_instruct.hub.export import export
+    from hf_instruct.hub.export import check_name, export, run_ollama
     from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.merging import name_run
-    from hf_instruct.hub.ollama import check_name, run_ollama
     from hf_instruct.run_folder import RunFolder
 
     name = options.create

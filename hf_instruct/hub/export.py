@@ -3,16 +3,21 @@
 import contextlib
 import dataclasses
 import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from hf_instruct.console import clean_message
 from hf_instruct.errors import PublishError, quote_names
 from hf_instruct.hub.fidelity import Fidelity
 from hf_instruct.hub.gguf_file import check_gguf, check_gguf_package, check_model, write_gguf
 from hf_instruct.hub.merging import check_links, check_run, load_run_model, save_run_model
-from hf_instruct.hub.ollama import Modelfile, build_modelfile
-from hf_instruct.hub.templates import shape_prompt
+from hf_instruct.hub.templates import Modelfile, build_modelfile, shape_prompt
 from hf_instruct.models import context_length
 from hf_instruct.run_folder import RunFolder
 
@@ -22,6 +27,8 @@ KINDS = ("merged", "gguf", "ollama")
 TENSOR_TYPES = ("F32", "F16", "Q8_0")
 # A folder that is exported holds one of these: merged weights the first, a model for Ollama the second.
 _EXPORTED = ("config.json", "Modelfile")
+# Source: https://github.com/ollama/ollama, `types/model/name.go`.
+_NAME = re.compile(r"(?:(?:[\w.-]+(?::\d+)?/)?[\w][\w-]{0,79}/)?[\w][\w.-]{0,79}(?::[\w][\w.-]{0,79})?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,3 +160,40 @@ def building(target: Path) -> Iterator[Path]:
             # After Ctrl-C as well: what was moved aside is deleted in a moment.
             if aside.exists() and not target.exists():
                 aside.rename(target)
+
+
+def check_name(name: str) -> None:
+    """Raise `PublishError` for a model's name that Ollama would refuse."""
+    if not _NAME.fullmatch(name):
+        raise PublishError(
+            f"`--create {name}` is not a valid name for an Ollama model. It should look like `my-model`, "
+            "`my-model:q8` or `me/my-model:q8`: letters, digits, `.`, `_` and `-`, up to 80 of them."
+        )
+
+
+def run_ollama(*arguments: str, base_url: str | None = None, shown: bool = True) -> None:
+    """Run Ollama's own command.
+
+    Args:
+        arguments: What follows `ollama`.
+        base_url: The server's address; OLLAMA_HOST, else this machine, by default.
+        shown: Whether it shows its progress, on standard error.
+
+    Raises:
+        PublishError: It is not installed, or fails: no server answers, or it refuses.
+    """
+    command = shlex.join(["ollama", *arguments])
+    program = shutil.which("ollama")
+    if program is None:
+        raise PublishError(
+            f"`{command}` cannot run, because `ollama` is not on the PATH. Install it from https://ollama.com."
+        )
+    address = {"OLLAMA_HOST": base_url} if base_url else {}
+    # Standard output is for results.
+    output = 2 if shown else subprocess.PIPE
+    done = subprocess.run([program, *arguments], stdout=output, stderr=output, text=True, env={**os.environ, **address})
+    if done.returncode:
+        said = "see its output above" if shown else clean_message(done.stderr).strip()
+        raise PublishError(
+            f"`{command}` failed ({said}). Check that the server is running; start it with `ollama serve`."
+        )

@@ -13,9 +13,8 @@ from hf_instruct.errors import PublishError
 from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card, list_leaderboard_entries
 from hf_instruct.hub.gguf_file import check_gguf, check_model, write_gguf
 from hf_instruct.hub.merging import RunModel, change_json, load_run_model, write_model
-from hf_instruct.hub.ollama import build_modelfile
 from hf_instruct.hub.publication import Publication, public_name
-from hf_instruct.hub.templates import shape_prompt
+from hf_instruct.hub.templates import build_modelfile, shape_prompt
 from hf_instruct.models import cache_folder, context_length
 from hf_instruct.prompts import CHAT
 from hf_instruct.records import read_file, write_json, write_text

@@ -1,11 +1,12 @@
-"""A prompt format for other programs: a chat template in Jinja, and Ollama's template in Go.
+"""A prompt format for other programs: a chat template in Jinja, and Ollama's template in Go with its Modelfile.
 
 Both come from one `PromptShape`, found by asking the format itself for prompts of known words and compared with it
 again, so that a prompt written elsewhere is, letter for letter, one the model was trained on.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, PublishError
 from hf_instruct.prompt_tokens import prefix_ids
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _USER, _INPUT, _SYSTEM, _ANSWER = "QUESTION7351", "INPUT7352", "SYSTEM7353", "ANSWER7354"
 # What a template may do to a text only shows on such texts: trim it, change its case, escape it.
 _TRIALS = ("Name a color.", " two\n\nlines \n", "a < b && {{ c }} {% d %}", "“Grün”, 你好\t\\n", "# 'Q' \"A\"")
+# A longer window takes memory for every user of the server; who needs it sets `num_ctx` higher.
+_LARGEST_WINDOW = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +171,69 @@ def build_go_template(shape: PromptShape) -> str:
     before, after = shape.system_before, shape.system_after
     system = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ end }}}}" if before or after else ""
     return f"{shape.head}{system}{shape.before}{{{{ .Prompt }}}}{shape.after}{{{{ .Response }}}}{shape.answer_end}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Modelfile:
+    """What Ollama needs beside the weights.
+
+    Attributes:
+        template: The prompt of one turn, in Go's template language.
+        system: The system text of a conversation that has none; empty for none.
+        parameters: Options that hold unless a request says otherwise.
+        note: Comment lines for whoever reads the file.
+    """
+
+    template: str
+    system: str
+    parameters: dict[str, Any]
+    note: str
+
+    def format(self, weights: str) -> str:
+        """Return the text of the file, for the GGUF of a name beside it."""
+        lines = [self.note, f"FROM ./{weights}", f'TEMPLATE """{self.template}"""']
+        if self.system:
+            lines.append(f'SYSTEM """{self.system}"""')
+        for name, value in self.parameters.items():
+            for one in value if isinstance(value, list) else [value]:
+                lines.append(f"PARAMETER {name} {json.dumps(one, ensure_ascii=False)}")
+        return "\n".join(lines) + "\n"
+
+
+def build_modelfile(shape: PromptShape, *, context: int | None) -> Modelfile:
+    """Return the Modelfile of a model that answers as it was trained: greedily, to the prompt it was trained on.
+
+    Args:
+        shape: The training prompt.
+        context: Most tokens the model can attend to; None if it does not say.
+
+    Raises:
+        PublishError: The prompt cannot be written as a template of Go's.
+    """
+    parameters = {
+        "temperature": 0,
+        "num_ctx": min(context or _LARGEST_WINDOW, _LARGEST_WINDOW),
+        # 1.1 before Ollama 0.32.10, which changes greedy answers.
+        "repeat_penalty": 1.0,
+        "stop": find_stop_words(shape),
+    }
+    note = f"# The TEMPLATE is the prompt that the model was trained on, `{shape.name}`."
+    if shape.joint is None:
+        note += "\n# This prompt format differs if there is an input: put the input into the instruction."
+    elif shape.name != CHAT:
+        joined = json.dumps(f"INSTRUCTION{shape.joint}INPUT", ensure_ascii=False)
+        note += f"\n# An instruction with an input, as it was in training: {joined}"
+    return Modelfile(build_go_template(shape), shape.default_system, parameters, note)
+
+
+def find_stop_words(shape: PromptShape) -> list[str]:
+    """Return the texts that no answer holds: the end of one, and the heading of the next question."""
+    words = [shape.answer_end.strip()]
+    lines = [line.strip() for line in (shape.head + shape.system_before + shape.before).splitlines() if line.strip()]
+    # A line of prose could stand in an answer; a heading or a special token does not.
+    if lines and lines[-1].startswith(("#", "<", "[")):
+        words.append(lines[-1])
+    return [word for word in dict.fromkeys(words) if word]
 
 
 def _begin_token(tokenizer: "PreTrainedTokenizerBase") -> str:
