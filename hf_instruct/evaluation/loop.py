@@ -130,9 +130,9 @@ class JudgingPass(abc.ABC, Generic[Row]):
     def build(self, task: Task, answers: list[Answer]) -> Row:
         """Return the row of a task, given an answer to each of its questions."""
 
-    @abc.abstractmethod
     def show_mean(self, mean: float) -> str:
-        """Return the mean score so far as text for the progress bar."""
+        """Return the mean score so far as text for the progress bar; empty for no such text."""
+        return ""
 
     def belongs(self, row: Row) -> bool:
         """Return whether a row of the file is from a pass like this one, over these texts or earlier versions."""
@@ -206,9 +206,9 @@ class JudgingPass(abc.ABC, Generic[Row]):
             self._done[row.id] = row
             self._scored += row.score is not None
             self._sum += row.score or 0
-        notes = [self.show_mean(self._sum / self._scored)] if self._scored else []
+        mean = self.show_mean(self._sum / self._scored) if self._scored else ""
         failed = len(self._done) - self._scored
-        return ", ".join(notes + [f"{failed} failed"] * bool(failed))
+        return ", ".join(filter(None, (mean, f"{failed} failed" if failed else "")))
 
     async def _make_rows(self, tasks: Sequence[Task], advance: Advance, concurrency: int) -> None:
         """Produce the rows of tasks and save them as they arrive; the first error stops all workers."""

@@ -77,10 +77,6 @@ class _Rewriting(JudgingPass[Rewrite]):
 
     row_type = Rewrite
 
-    def show_mean(self, mean: float) -> str:
-        """Return nothing: nothing is scored."""
-        return ""
-
     def read(self, reply: Reply, judged: str) -> Verdict:
         """Return the rewritten answer in a reply."""
         return Verdict(1, parse_text(reply.text, _KEY))
