@@ -136,7 +136,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
 
     def belongs(self, row: Row) -> bool:
         """Return whether a row of the file is from a pass like this one, over these texts or earlier versions."""
-        return True
+        return row.judge == self.identity
 
     def reuse(self, row: Row) -> Row | None:
         """Return a row that answers the same questions as this pass would write it, or None if it would differ."""

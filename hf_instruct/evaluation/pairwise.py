@@ -164,10 +164,13 @@ class _Comparing(JudgingPass[Preference]):
             category=pair.example.category,
         )
 
-    def reuse(self, row: Preference) -> Preference | None:
-        """Return a preference with this pass's names, which may spell the same two paths differently, or None."""
-        is_same = row.rubric == PAIR_RUBRIC.name and row.judge in (self.identity, self._unasked)
-        return row.model_copy(update=self._names) if is_same else None
+    def belongs(self, row: Preference) -> bool:
+        """Return whether a preference is this judge's, or a tie of equal answers in a pass of this judge."""
+        return row.rubric == PAIR_RUBRIC.name and row.judge in (self.identity, self._unasked)
+
+    def reuse(self, row: Preference) -> Preference:
+        """Return a preference with this pass's names, which may spell the same two paths differently."""
+        return row.model_copy(update=self._names)
 
     def archive(self, path: Path, rows: Sequence[Preference]) -> Path:
         """Move a file and its summary to `earlier/`, and return its new name there."""

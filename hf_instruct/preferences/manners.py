@@ -95,7 +95,3 @@ class _Rewriting(JudgingPass[Rewrite]):
             failure=answer.failure,
             cached=answer.cached,
         )
-
-    def belongs(self, row: Rewrite) -> bool:
-        """Return whether a row is this model's."""
-        return row.judge == self.identity
