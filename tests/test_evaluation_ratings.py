@@ -62,8 +62,9 @@ def test_sets_that_never_met_are_an_error_that_names_the_groups() -> None:
 
 
 def test_nothing_to_rate_is_an_error() -> None:
-    with pytest.raises(DataError, match="No verdict compares two different sets of responses"):
-        rate_preferences([preference("0", None), preference("1", 0.5, first="a", second="a")])
+    for rows in ([preference("0", None), preference("1", 0.5, first="a", second="a")], []):
+        with pytest.raises(DataError, match="No verdict compares two different sets of responses"):
+            rate_preferences(rows)
 
 
 def test_an_example_that_joins_the_sets_alone_leaves_no_interval() -> None:

@@ -197,7 +197,7 @@ def tabulate_preferences(rows: Iterable[Preference]) -> "pandas.DataFrame":
         options = {name: value for name, value in judge.options.items() if name != "equal_answers"}
         who = describe_judge(judge, row.rubric), judge.model, judge.backend == PERSON
         table.append((row.id, row.score, *sets, *who, json.dumps(options, sort_keys=True), row.is_identical))
-    return pandas.DataFrame(table, columns=columns).astype({"score": float})
+    return pandas.DataFrame(table, columns=columns).astype({"score": float, "is_person": bool, "is_identical": bool})
 
 
 def _collect_scores(content: Any, name: str) -> Verdicts:
