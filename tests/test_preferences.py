@@ -295,16 +295,21 @@ def test_a_files_pairs_follow_the_splits_of_the_run(
     rows = [row | {"chosen": row["output"], "rejected": "No."} for row in load_examples(sample_file, limit=40)]
     extra = [{**rows[0], "id": f"x{n}", "instruction": f"Name the number {n}."} for n in range(20)]
     columns = ("id", "instruction", "input", "output", "chosen", "rejected")
-    values = [{name: row[name] for name in columns} for row in rows + extra]
     file = tmp_path / "pairs.json"
-    file.write_text(json.dumps(values))
+    file.write_text("[]")
     changed = {**experiment, "preferences": {"source": str(file)}}
-    folder = run(changed, tmp_path / "run", stages=["data", "train"])
+    folder = run(changed, tmp_path / "run", stages=["data"])
+    # A prompt that is nearly one of the test split, too.
+    nearly = [{**rows[0], "id": "near", "instruction": folder.read_split("test")[0].instruction.upper()}]
+    nearly[0]["input"] = folder.read_split("test")[0].input
+    file.write_text(json.dumps([{name: row[name] for name in columns} for row in rows + extra + nearly]))
+    run(changed, tmp_path / "run", resume=True, stages=["data", "train"])
     sizes = {name: len(folder.read_split(name)) for name in ("train", "test", "validation")}
     found = [pair.split for pair in read_rows(folder.preferences, PreferencePair)]
     assert found.count("train") == sizes["train"] + 19
     assert found.count("validation") == sizes["validation"] + 1
-    assert f"left out: pairs with a prompt of the test split {sizes['test']}" in caplog.text
+    left_out = f"prompts in the test split {sizes['test']}, near-duplicates of test prompts 1"
+    assert f"left out: {left_out}" in caplog.text
 
 
 def test_another_prompt_format_than_the_models_is_refused(

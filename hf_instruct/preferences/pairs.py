@@ -6,17 +6,22 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from hf_instruct.data.sources import build_dataset, read_examples
+from hf_instruct.data.near_duplicates import find_near_duplicates
+from hf_instruct.data.sources import build_dataset, load_split, read_examples
 from hf_instruct.errors import DataError, list_first
+from hf_instruct.prompts import build_user_message
 from hf_instruct.records import Example
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import PreferencePair
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row", Example, PreferencePair)
 
 REFERENCES = "references"
 # What pairs are made of; the test split stays unseen.
@@ -76,6 +81,29 @@ def build_pair(example: Example, rejected: str, *, origin: str) -> PreferencePai
     """Return a pair that prefers an example's output to another answer."""
     values = dataclasses.asdict(example)
     return PreferencePair(**values, chosen=example.output, rejected=rejected, origin=origin)
+
+
+def leave_out_tested(run: RunFolder, rows: Sequence[Row], left_out: Counter[str]) -> list[Row]:
+    """Return the examples or pairs whose prompt is not in the test split, nor a near-duplicate of one there.
+
+    Args:
+        run: The run folder, whose data is prepared.
+        rows: The examples or pairs.
+        left_out: Counts what is left out, by reason.
+    """
+    examples = [row if isinstance(row, Example) else Example.of(vars(row)) for row in rows]
+    tested = set(map(key_prompt, run.read_split("test")))
+    same = {number for number, example in enumerate(examples) if key_prompt(example) in tested}
+    found = find_near_duplicates(build_dataset(examples, Example), load_split(run, "test"))
+    near = {pair.number for pair in found} - same
+    left_out.update({"prompts in the test split": len(same), "near-duplicates of test prompts": len(near)})
+    return [row for number, row in enumerate(rows) if number not in same | near]
+
+
+def key_prompt(row: Example | PreferencePair) -> str:
+    """Return the prompt of a row as a conversation asks it, the same for all formats of the row."""
+    example = row if isinstance(row, Example) else Example.of(vars(row))
+    return build_user_message(example.format_task(), example.input)["content"]
 
 
 class Candidate(NamedTuple):

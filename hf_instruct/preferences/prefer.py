@@ -15,9 +15,6 @@ from typing import Any
 
 from hf_instruct.config import Experiment, GenerateSection, build_experiment
 from hf_instruct.console import pluralize
-from hf_instruct.data.examples import hash_prompts
-from hf_instruct.data.near_duplicates import find_near_duplicates
-from hf_instruct.data.sources import build_dataset, load_split
 from hf_instruct.errors import ConfigError, DataError, did_you_mean, quote_names
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import METRICS
@@ -36,6 +33,7 @@ from hf_instruct.preferences.pairs import (
     Candidate,
     choose_pair,
     describe_pairs,
+    leave_out_tested,
     list_counts,
     reference_candidates,
 )
@@ -131,12 +129,12 @@ def build_preferences(
         prompts = {split: run.read_split(split) for split in SPLITS}
         if by in _WAYS:
             asked = [example for listed in prompts.values() for example in listed[: experiment.generate.limit]]
-            untested = _leave_out_tested(run, asked, left_out)
+            untested = leave_out_tested(run, asked, left_out)
             how = by, samples, options or JudgeOptions()
             ranked, who = _rank(run, experiment, untested, *how) if untested else ([], {})
         else:
             ranked, who = _read_votes(Path(by), list(chain(*prompts.values())))
-            kept = {example.id for example in _leave_out_tested(run, [example for example, _ in ranked], left_out)}
+            kept = {example.id for example in leave_out_tested(run, [example for example, _ in ranked], left_out)}
             ranked = [(example, candidates) for example, candidates in ranked if example.id in kept]
         prompt_format = run.load_prompt_format(experiment.data.prompt_format)
         split_of = {example.id: split for split, listed in prompts.items() for example in listed}
@@ -171,17 +169,6 @@ def _resolve_generation(stored: GenerateSection, by: str, given: Mapping[str, An
     own = {name: value for name, value in stored.model_dump().items() if name not in STRATEGY_FIELDS}
     strategy, more = ("greedy", {}) if by == REFERENCES else ("sample", {"temperature": _TEMPERATURE})
     return {**own, "limit": None, **build_generation_settings(strategy, **{**more, **given})}
-
-
-def _leave_out_tested(run: RunFolder, examples: Sequence[Example], left_out: Counter[str]) -> list[Example]:
-    """Return the examples whose prompt is neither in the test split nor a near-duplicate of one there."""
-    import numpy as np
-
-    rows, test = build_dataset(examples, Example), load_split(run, "test")
-    same = set(np.flatnonzero(np.isin(hash_prompts(rows), hash_prompts(test))).tolist())
-    near = {found.number for found in find_near_duplicates(rows, test)}
-    left_out.update({"prompts in the test split": len(same), "near-duplicates of test prompts": len(near)})
-    return [example for number, example in enumerate(examples) if number not in same | near]
 
 
 def _rank(

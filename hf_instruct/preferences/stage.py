@@ -16,11 +16,12 @@ from hf_instruct.preferences.pairs import (
     build_pair,
     choose_pair,
     describe_pairs,
+    key_prompt,
+    leave_out_tested,
     read_pairs,
     reference_candidates,
 )
 from hf_instruct.processes import is_main_process, on_main_process
-from hf_instruct.prompts import build_user_message
 from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import PreferencePair, Response, TrainingSummary
@@ -165,7 +166,8 @@ def _answer_training_prompts(
 
     section = experiment.preferences
     splits = {split: run.read_split(split) for split in SPLITS}
-    examples = [example for split in SPLITS for example in splits[split][: section.limit]]
+    asked = [example for split in SPLITS for example in splits[split][: section.limit]]
+    examples = leave_out_tested(run, asked, left_out)
 
     def answer(waiting: list[Example], keep: Callable[[list[Response]], None]) -> None:
         move_to_best_device(model)
@@ -191,27 +193,19 @@ def _answer_training_prompts(
 
 
 def _split_pairs(run: RunFolder, source: str, limit: int | None, left_out: Counter[str]) -> list[PreferencePair]:
-    """Return a file's pairs, each in the split of its prompt; those of the test split are left out.
+    """Return a file's pairs, each in the split of its prompt, without prompts of the test split.
 
     Of prompts that are in no split, one in twenty is held out.
     """
-    asked: dict[str, str] = {}
-    for split in (*SPLITS, "test"):
-        asked |= dict.fromkeys(map(_key, run.read_split(split)), split)
+    split_of = {key_prompt(example): split for split in SPLITS for example in run.read_split(split)}
     pairs, num_new = [], 0
-    for pair in read_pairs(source, limit=limit):
-        split = asked.get(_key(Example.of(vars(pair))), "")
-        left_out["pairs with a prompt of the test split"] += split == "test"
-        num_new += not split
-        if split != "test":
-            drawn = "train" if num_new % 20 else "validation"
-            pairs.append(pair.model_copy(update={"split": split or drawn}))
+    for pair in leave_out_tested(run, read_pairs(source, limit=limit), left_out):
+        split = split_of.get(key_prompt(pair))
+        if split is None:
+            num_new += 1
+            split = "train" if num_new % 20 else "validation"
+        pairs.append(pair.model_copy(update={"split": split}))
     return pairs
-
-
-def _key(example: Example) -> str:
-    # As a conversation asks it, so that a pair of turns is known by its prompt too.
-    return build_user_message(example.format_task(), example.input)["content"]
 
 
 def _check_format(model: Path, run: RunFolder, experiment: Experiment) -> None:
