@@ -89,10 +89,10 @@ def measure(method: str, contestant: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _reference_timed() -> Iterator[list[float]]:
     """Give the seconds that the reference's log-probabilities take, appended as they are computed."""
-    from hf_instruct.training.dpo import DPOTrainer, PreferenceTrainer
+    from hf_instruct.training.dpo import DPOTrainer, InstructDPOTrainer
 
     seconds: list[float] = []
-    for owner in (PreferenceTrainer, DPOTrainer):
+    for owner in (InstructDPOTrainer, DPOTrainer):
         whole = owner._precompute_ref_logps
 
         def timed(*arguments: Any, whole: Any = whole, **keywords: Any) -> Any:
@@ -107,17 +107,17 @@ def _reference_timed() -> Iterator[list[float]]:
 
 
 def _train_ours(method: str, model: Any, tokenizer: Any, rows: list[Any], args: dict[str, Any], clock: Clock) -> Any:
-    from hf_instruct import load_pairs, train_preferences, train_with_rewards
+    from hf_instruct import load_pairs, train_dpo, train_grpo
 
     folder = args.pop("output_dir")
     keywords = {"output_dir": folder, "args": {**args, "eval_on_start": False}, "callbacks": [clock]}
     if method == "dpo":
         pairs = load_pairs(rows)
         splits = {"train": pairs.select(range(len(pairs) - 8)), "validation": pairs.skip(len(pairs) - 8)}
-        summary = train_preferences(model, tokenizer, splits, **keywords)
+        summary = train_dpo(model, tokenizer, splits, **keywords)
     else:
         data = {"train": rows[:-8], "validation": rows[-8:]}
-        summary = train_with_rewards(model, tokenizer, data, reward_funcs=[reward_overlap], **keywords)
+        summary = train_grpo(model, tokenizer, data, reward_funcs=[reward_overlap], **keywords)
     return summary.log_history
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from hf_instruct.prompts import PromptFormat as PromptFormat
     from hf_instruct.reporting.page import report as report
     from hf_instruct.run_folder import RunFolder as RunFolder
-    from hf_instruct.training.dpo import train_preferences as train_preferences
+    from hf_instruct.training.dpo import train_dpo as train_dpo
     from hf_instruct.training.fast.collators import PrefixSharingCollator as PrefixSharingCollator
-    from hf_instruct.training.grpo import train_with_rewards as train_with_rewards
+    from hf_instruct.training.grpo import train_grpo as train_grpo
     from hf_instruct.training.sft import train as train
     from hf_instruct.training.trainer import InstructTrainer as InstructTrainer
 
@@ -58,8 +58,8 @@ _HOMES = {
     "run": "pipeline",
     "split_examples": "data.splits",
     "train": "training.sft",
-    "train_preferences": "training.dpo",
-    "train_with_rewards": "training.grpo",
+    "train_dpo": "training.dpo",
+    "train_grpo": "training.grpo",
 }
 __all__ = list(_HOMES)
 

@@ -118,7 +118,7 @@ def run(
         resume: Continue an interrupted run; finished stages are skipped.
         force: Delete the contents of the run folder first.
         stages: Which stages to run, in the order of `STAGES`.
-        reward_funcs: Reward functions for a `grpo` section, as in `train_with_rewards`, each with weight 1, in addition
+        reward_funcs: Reward functions for a `grpo` section, as in `train_grpo`, each with weight 1, in addition
             to those of the `rewards` section.
 
     Raises:

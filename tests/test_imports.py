@@ -55,8 +55,8 @@ PUBLIC = [
     "run",
     "split_examples",
     "train",
-    "train_preferences",
-    "train_with_rewards",
+    "train_dpo",
+    "train_grpo",
 ]
 HEAVY = [
     "torch",

@@ -19,7 +19,7 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows
 from hf_instruct.schema import PreferencePair, Response
 from hf_instruct.training import dpo
-from hf_instruct.training.dpo import tokenize_pairs, train_preferences
+from hf_instruct.training.dpo import tokenize_pairs, train_dpo
 
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,
@@ -52,7 +52,7 @@ PAIRS = {"train": build_pairs(24), "validation": build_pairs(5, first=100)}
 def train_tiny(folder: Path, output_dir: Path, *, pairs: Any = None, **options: Any) -> Any:
     model, tokenizer = tiny_models.load_copy(folder)
     args = {**SETTINGS, **options.pop("args", {})}
-    summary = train_preferences(model, tokenizer, pairs or PAIRS, output_dir=output_dir, args=args, **options)
+    summary = train_dpo(model, tokenizer, pairs or PAIRS, output_dir=output_dir, args=args, **options)
     return summary, model
 
 

@@ -17,7 +17,7 @@ from hf_instruct.quantization import computes_in_float32, is_quantized
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training import trainer as trainer_module
 from hf_instruct.training.fast.collators import PaddingCollator
-from hf_instruct.training.grpo import train_with_rewards
+from hf_instruct.training.grpo import train_grpo
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
@@ -100,9 +100,7 @@ def test_rewards_train_an_adapter_in_float32(base: Path, tmp_path: Path) -> None
 
     args = {"use_cpu": True, "bf16": False, "max_steps": 1, "num_generations": 2, "per_device_train_batch_size": 2}
     args |= {"gradient_accumulation_steps": 1, "max_completion_length": 4}
-    train_with_rewards(
-        model, tokenizer, SPLITS, reward_funcs=[count], output_dir=tmp_path, args=args, peft_config={"r": 4}
-    )
+    train_grpo(model, tokenizer, SPLITS, reward_funcs=[count], output_dir=tmp_path, args=args, peft_config={"r": 4})
     assert dtypes == {torch.float32}
 
 

@@ -31,7 +31,7 @@ from hf_instruct.schema import Response
 from hf_instruct.training import grpo
 from hf_instruct.training.arguments import build_arguments
 from hf_instruct.training.fast.casts import halve_linear_weights
-from hf_instruct.training.grpo import train_with_rewards
+from hf_instruct.training.grpo import train_grpo
 from hf_instruct.yaml_text import dump_yaml
 
 SETTINGS: dict[str, Any] = {
@@ -70,7 +70,7 @@ def train_tiny(folder: Path, output_dir: Path, **options: Any) -> tuple[Any, Any
     model, tokenizer = tiny_models.load_copy(folder, dropout=0.0)
     args = {**SETTINGS, **options.pop("args", {})}
     options = {"data": DATA, "reward_funcs": [count_a], **options}
-    summary = train_with_rewards(model, tokenizer, output_dir=output_dir, args=args, **options)
+    summary = train_grpo(model, tokenizer, output_dir=output_dir, args=args, **options)
     return summary, model
 
 
@@ -110,7 +110,7 @@ def test_the_fast_path_draws_and_computes_what_trl_does(
     _, fast = train_tiny(folder, tmp_path / "fast", args=settings, peft_config=lora)
     if shape == "tiny_llama":
         for name in ("_generate_single_turn", "_get_per_token_logps_and_entropies", "log"):
-            monkeypatch.delattr(grpo.PolicyTrainer, name)
+            monkeypatch.delattr(grpo.InstructGRPOTrainer, name)
     else:
         # TRL has GPT-2 count the padding among its positions, so it is compared with our own slow path.
         monkeypatch.setattr(grpo, "build_segments", lambda *_, **__: None)
@@ -129,19 +129,19 @@ def test_the_reference_is_the_model_that_training_begins_with(tiny_gpt2: Path, t
         # Other weights than those in the folder that its config names.
         parameter.data.mul_(1.5)
     args = {**SETTINGS, "max_steps": 2, "beta": 0.1}
-    summary = train_with_rewards(model, tokenizer, DATA, reward_funcs=[count_a], output_dir=tmp_path, args=args)
+    summary = train_grpo(model, tokenizer, DATA, reward_funcs=[count_a], output_dir=tmp_path, args=args)
     first, second = (row["kl"] for row in summary.log_history if "kl" in row)
     assert first == pytest.approx(0, abs=1e-6)
     assert second > 1e-3
 
 
-def build_trainer(model: Any, tokenizer: Any, folder: Path, **changed: Any) -> grpo.PolicyTrainer:
+def build_trainer(model: Any, tokenizer: Any, folder: Path, **changed: Any) -> grpo.InstructGRPOTrainer:
     rows = grpo.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
     # What TRL would tokenize again.
     rows = rows.map(lambda _: {"prompt": "the same text"})
     arguments = build_arguments({**SETTINGS, "report_to": "none", **changed}, folder, kind="GRPOConfig")
     given = {"reward_funcs": [count_a], "train_dataset": rows, "eval_dataset": rows, "processing_class": tokenizer}
-    return grpo.PolicyTrainer(model, arguments, end_id=0, **given)
+    return grpo.InstructGRPOTrainer(model, arguments, end_id=0, **given)
 
 
 def lay_out(prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:
@@ -270,7 +270,7 @@ def test_rewards_of_every_kind(tiny_gpt2: Path, tmp_path: Path) -> None:
 def test_sampling_may_be_set_as_in_trl(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = {"max_steps": 2, "generation_kwargs": {"temperature": 0.7, "max_new_tokens": 4}}
     train_tiny(tiny_llama, tmp_path / "ours", args=args)
-    monkeypatch.delattr(grpo.PolicyTrainer, "_generate_single_turn")
+    monkeypatch.delattr(grpo.InstructGRPOTrainer, "_generate_single_turn")
     train_tiny(tiny_llama, tmp_path / "trl", args=args)
     ours, theirs = (
         [(row.reward, row.answer_tokens) for row in read_log(tmp_path / name, "train")] for name in ("ours", "trl")
@@ -286,9 +286,7 @@ def test_an_adapter_of_halved_weights_answers_by_generate(
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
     halve_linear_weights(model)
     args = {**SETTINGS, "bf16": True, "max_steps": 1, "top_k": 5}
-    train_with_rewards(
-        model, tokenizer, DATA, reward_funcs=[count_a], output_dir=tmp_path, args=args, peft_config={"r": 4}
-    )
+    train_grpo(model, tokenizer, DATA, reward_funcs=[count_a], output_dir=tmp_path, args=args, peft_config={"r": 4})
     assert len(read_log(tmp_path, "train")) == 1
 
 
@@ -506,7 +504,7 @@ def test_what_trl_samples_by_is_what_we_sample_by_or_is_refused() -> None:
     source = inspect.getsource(GRPOTrainer.__init__)
     names = set(re.findall(r'"(\w+)": (?:self|args)\.', source[source.rindex("generation_kwargs = {") :]))
     assert {"top_k", "cache_implementation"} <= names
-    ours = inspect.getsource(grpo.PolicyTrainer._generate_single_turn)
+    ours = inspect.getsource(grpo.InstructGRPOTrainer._generate_single_turn)
     given_apart = {"pad_token_id", "bos_token_id", "eos_token_id"}
     assert {name for name in names - given_apart if name not in ours} <= set(REFUSED_TRAINING)
 

@@ -41,7 +41,7 @@ _NAMES = (*_MEASURES, _STOPPED, _JUDGE)
 def build_rewards(
     names: Iterable[str], *, ends: Collection[int] = (), judge: "JudgeSection | Mapping[str, Any] | None" = None
 ) -> list[Callable[..., Any]]:
-    """Return reward functions by name, for `train_with_rewards` or a `GRPOTrainer` of your own.
+    """Return reward functions by name, for `train_grpo` or a `GRPOTrainer` of your own.
 
     Args:
         names: `exact_match`, `token_f1`, `rouge_l` and `length` compare the answer with the column `output`, the

@@ -37,9 +37,9 @@ def run_dpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> 
     """Make the pairs unless they are there, train on them, and return what it took.
 
     Raises:
-        InstructError: The model cannot be loaded, the pairs cannot be made, or `train_preferences` raised.
+        InstructError: The model cannot be loaded, the pairs cannot be made, or `train_dpo` raised.
     """
-    from hf_instruct.training.dpo import train_preferences
+    from hf_instruct.training.dpo import train_dpo
     from hf_instruct.training.stage import build_options, load_base, log_summary
 
     _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
@@ -50,7 +50,7 @@ def run_dpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> 
     logger.info("Training %s by DPO on %s", experiment.model.name, pluralize(len(pairs["train"]), "pair"))
     # After the pairs: answers are those of the whole weights.
     options = build_options(run, experiment, model)
-    summary = train_preferences(model, tokenizer, pairs, resume=resume, **options)
+    summary = train_dpo(model, tokenizer, pairs, resume=resume, **options)
     log_summary(run, summary)
     return summary
 
@@ -60,13 +60,13 @@ def run_grpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) ->
 
     Raises:
         ConfigError: No reward is named, or no training prompt has one of the categories.
-        InstructError: The model cannot be loaded, or `train_with_rewards` raised.
+        InstructError: The model cannot be loaded, or `train_grpo` raised.
     """
     from trl.trainer.utils import get_callable_name
 
     from hf_instruct.generation.decoding import find_ends
     from hf_instruct.preferences.rewards import build_rewards, check_rewarding_judge
-    from hf_instruct.training.grpo import train_with_rewards
+    from hf_instruct.training.grpo import train_grpo
     from hf_instruct.training.stage import build_options, load_base, log_summary
 
     section, own = experiment.rewards, list(run.reward_funcs)
@@ -98,7 +98,7 @@ def run_grpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) ->
     functions = [*build_rewards(section.weights, ends=ends, judge=experiment.judge), *own]
     if is_main_process():
         run.add_provenance(reward=origin)
-    summary = train_with_rewards(model, tokenizer, splits, reward_funcs=functions, resume=resume, **options)
+    summary = train_grpo(model, tokenizer, splits, reward_funcs=functions, resume=resume, **options)
     log_summary(run, summary)
     return summary
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train_preferences(  # noqa: PLR0913 - as `train`
+def train_dpo(  # noqa: PLR0913 - as `train`
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     pairs: "Mapping[str, Dataset]",
@@ -94,7 +94,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         return {"train_dataset": rows, "eval_dataset": held_out}, texts
 
     return run_training(
-        PreferenceTrainer,
+        InstructDPOTrainer,
         prepare,
         model,
         tokenizer,
@@ -185,7 +185,7 @@ class PreferenceCollator:
         return batch
 
 
-class PreferenceTrainer(RunTrainer, DPOTrainer):
+class InstructDPOTrainer(RunTrainer, DPOTrainer):
     """`DPOTrainer` on tokenized pairs; on a CPU several times faster, with the same loss.
 
     There the two answers of a pair share their prompt and a batch its preamble, and log-probabilities are computed at

@@ -47,7 +47,7 @@ RewardFunction = Callable[..., Sequence[float | None]]
 _ANSWERED = 32
 
 
-def train_with_rewards(  # noqa: PLR0913 - as `train`
+def train_grpo(  # noqa: PLR0913 - as `train`
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     data: "DatasetDict | Mapping[str, Any] | Dataset | str | Path",
@@ -117,7 +117,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         return given, (repr([row[column] for column in columns]) for split in rows.values() for row in split)
 
     return run_training(
-        PolicyTrainer,
+        InstructGRPOTrainer,
         prepare,
         model,
         tokenizer,
@@ -191,7 +191,7 @@ def _checked(function: Any) -> Any:
     return chosen
 
 
-class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its imports are optional
+class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its imports are optional
     """`GRPOTrainer` on prompts that are tokenized already; on a CPU faster, with the same answers and the same loss.
 
     Answers are sampled by our decoding loop, which draws what `generate()` would, and their log-probabilities are
