@@ -173,7 +173,7 @@ def test_all_else_that_was_measured(measured: RunResults) -> None:
     text = Page(render_page(measured)).text
     for part in (
         "exact match equal to the reference 25 % 5 % to 70 % 50 % 15 % to 85 % +25 pp -50 pp to +78 pp",
-        "runs/other 50.0 % 15.4 to 84.6 25.0 % 13.0 to 42.0 40 votes 50.0 % 100.0 % 3 llama3",
+        "runs/other 50.0 % 15.4 to 84.6 25.0 % 13.0 to 42.0 on 40 pairs 50.0 % 100.0 % 3 llama3",
         "everyday_choice acc 0.525 ± 0.080 +0.100 (-0.050 to +0.250) 40 of 100",
         "in points, by phi3@365c0bd (ollama), rubric course@7777777",
         "reference - shuffled >= 20, higher in 90 % +100.0 (none: all equal)",
