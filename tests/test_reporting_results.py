@@ -8,7 +8,9 @@ from rows import preference, response
 
 from hf_instruct.config import build_experiment
 from hf_instruct.errors import DataError
+from hf_instruct.evaluation.comparison import compare_runs
 from hf_instruct.evaluation.intervals import compare_values
+from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.pair_scores import build_pair_scores
 from hf_instruct.evaluation.responses import JoinedPairs
 from hf_instruct.records import append_rows, write_json, write_rows
@@ -103,6 +105,18 @@ def test_metrics_stand_side_by_side_with_their_paired_difference(results: RunRes
         "mine": ("", "1.50", ""),
     }
     assert list(rows) == ["exact match", "ROUGE-L", "perplexity", "mine"]
+
+
+def test_the_report_and_compare_tell_the_same(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    for model in ("untuned", "tuned"):
+        run.write_metrics(model, measure_responses(run.read_responses(model)))
+    results, compared = read_results(run), compare_runs([run.path / "untuned", run.path])
+    assert results.difference == compared.rows[1].difference
+    assert results.leading == compared.leading
+    differences = {row.name: row.difference for row in results.metrics}
+    assert len(compared.metrics) > 4
+    assert all(differences[part.name] == part.differences[1] for part in compared.metrics)
 
 
 def test_examples_with_one_instruction_count_as_one_draw(results: RunResults) -> None:
