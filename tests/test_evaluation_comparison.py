@@ -163,6 +163,7 @@ def test_what_as_many_examples_show(capsys: pytest.CaptureFixture[str], tmp_path
     found = compare_values([draws.choice((-47.1, 47.1)) for _ in range(110)], [0.0] * 110)
     assert found.smallest_found == pytest.approx(12.6, abs=0.1)
     assert found.count_needed(5.0) == pytest.approx(700, rel=0.02)
+    assert compare_values([0.0] * 19 + [0.1], [0.0] * 20).count_needed(5.0) == 10
     # With as large a real difference, four comparisons in five show it.
     real = [
         compare_values([draws.gauss(found.smallest_found, 47.1) for _ in range(110)], [0.0] * 110) for _ in range(100)

@@ -85,11 +85,14 @@ class Difference:
         return ("higher" if self.mean > 0 else "lower") if self.is_shown else "no difference shown"
 
     def count_needed(self, difference: float) -> int | None:
-        """Return the number of examples that show a difference 8 times out of 10, to two digits; None if unknown."""
+        """Return the number of examples that show a difference 8 times out of 10, to two digits; None if unknown.
+
+        It is at least `FEWEST`, because nothing is concluded from fewer.
+        """
         if not self.smallest_found:
             return None
         needed = self.n * (self.smallest_found / difference) ** 2
-        return max(1, int(float(f"{needed:.1e}")))
+        return max(FEWEST, int(float(f"{needed:.1e}")))
 
 
 def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
