@@ -1,5 +1,6 @@
 """What a name stands for: a run, its base model, an adapter or a plain model, each with its prompt format."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,14 @@ def test_settings_that_are_refused(name: str, text: str) -> None:
         ChatSettings().change(**{name: text})
     with pytest.raises(ConfigError, match=r"^`heat` is unknown\. Allowed are "):
         ChatSettings().change(heat="1")
+
+
+def test_nothing_answers_while_another_page_computes_with_the_model(tiny_gpt2: Path) -> None:
+    model = ChatModel.load(str(tiny_gpt2))
+    stream = Conversation(model, settings=SHORT).stream("Name a color.")
+    with ThreadPoolExecutor(1) as thread:
+        with model.exclusively():
+            answering = thread.submit(lambda: "".join(stream))
+            with pytest.raises(TimeoutError):
+                answering.result(timeout=0.3)
+        assert answering.result(timeout=30)

@@ -5,6 +5,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,12 @@ class ChatModel:
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""
         return self.prompt_format.encode_turns(self.tokenizer, question, history=history, system=system)
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Keep the model from answering inside the block, which computes with `model` itself."""
+        with self._lock:
+            yield
 
     def stream(self, prompt: Sequence[int], *, settings: ChatSettings, stop: threading.Event) -> Iterator[Completion]:
         """Yield the completion of a prompt as it grows, once no other is being written; the last one is whole.

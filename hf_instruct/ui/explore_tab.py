@@ -61,7 +61,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
             try:
                 text = check_text(text, what="text")
                 yield {notice: format_notice("Working …" if pool.is_loaded(label) else f"Loading {label} …")}
-                with pool.acquire(label) as found:
+                with pool.acquire(label) as found, found.exclusively():
                     prompt = found.encode(text.strip()) if way == _AS_QUESTION else text
                     room = 0 if show is show_next else int(values[1])
                     ids = encode_raw_prompt(found.model, found.tokenizer, prompt, room=room)
