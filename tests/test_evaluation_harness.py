@@ -211,6 +211,8 @@ def test_a_killed_benchmark_continues(run: RunFolder, tmp_path: Path, monkeypatc
         benchmark_run(str(run.path), ["colours", "shades"], options=options)
     found = benchmark_run(str(run.path), ["colours", "shades"], options=options, base=True)
     assert asked == ["colours", "shades", "shades", "colours", "shades"]
+    benchmark_run(f"{run.path.parent}/./{run.path.name}/", ["colours", "shades"], options=options)
+    assert len(asked) == 5
     assert [row.task for row in found["tuned"]] == ["colours", "shades"]
     assert all(row.difference for row in read_file(run.benchmarks, dict[str, list[BenchmarkResult]])["tuned"])
     # Asked differently, it is asked again.

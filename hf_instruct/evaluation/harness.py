@@ -95,7 +95,8 @@ def benchmark_run(
     for kind, model_name in names.items():
         model = None
         for asked, task in loaded.items():
-            request = _build_request(asked, model_name, options)
+            # The file is of this run alone, whatever path it was named by.
+            request = _build_request(asked, options)
             known = kept.get(kind, [])
             rows = [row for row in known if all(getattr(row, field) == value for field, value in request.items())]
             if rows:
@@ -115,11 +116,10 @@ def benchmark_run(
     return found
 
 
-def _build_request(asked: str, model: str, options: BenchmarkOptions) -> dict[str, Any]:
+def _build_request(asked: str, options: BenchmarkOptions) -> dict[str, Any]:
     """Return the fields of a result that say what was asked, and how: equal ones need not be asked for again."""
     return {
         "asked": asked,
-        "model": model,
         "asked_fewshot": options.num_fewshot,
         "limit": options.limit,
         "chat_template": options.apply_chat_template,
@@ -170,7 +170,8 @@ def benchmark_model(
         start = time.monotonic()
         raw = _evaluate(model, tokenizer, asked, found, options)
         common = {
-            **_build_request(asked, name, options),
+            **_build_request(asked, options),
+            "model": name,
             "lm_eval_version": version("lm_eval"),
             "seconds": round(time.monotonic() - start, 1),
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
