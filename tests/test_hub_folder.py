@@ -518,6 +518,26 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     assert "language" not in card
 
 
+@pytest.mark.parametrize(
+    ("values", "row"),
+    [
+        ({"dpo": {}}, "| preferences | each reference answer over the model's own |"),
+        (
+            {"grpo": {}, "rewards": {"token_f1": 0.5, "length": 1}},
+            "| rewards | `token_f1` (weight 0.5), `length` (weight 1), a function of the publisher's own |",
+        ),
+    ],
+)
+def test_what_preferences_and_rewards_came_from(values: dict, row: str, small_model: Path, tmp_path: Path) -> None:
+    run = write_full_run(tmp_path / "run", small_model, **values)
+    if "grpo" in values:
+        run.add_provenance(reward="/home/me/secret.py:polite@1234")
+    _write(run, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert row in text
+    assert "secret" not in text
+
+
 def test_several_sources_and_preferences(small_model: Path, tmp_path: Path) -> None:
     sources = [{"path": "alpaca"}, {"path": "me/rows"}, {"path": str(tmp_path / "secret-client.jsonl")}]
     preferences = {"source": "trl-lib/pairs", "limit": 1000}
