@@ -4,9 +4,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import AfterValidator, AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 
 from hf_instruct.data.problems import Problem
 from hf_instruct.data.readers import read_text_file
@@ -20,26 +20,17 @@ _MAX_FAULTS = 20
 _SHOWN_CHARACTERS = 60
 
 
-def _check_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("it is empty")
-    return text
-
-
-_Text = Annotated[str, AfterValidator(_check_text)]
-
-
 class _Row(Response):
     """A response as other programs write it: the id may be missing, and the answer is called as in the course."""
 
     id: str | None = None  # type: ignore[assignment]  # one is built if it is missing
-    instruction: _Text
-    output: _Text
     response: str = Field(validation_alias=AliasChoices("response", "model_response"))
 
     @field_validator("instruction", "input", "output", "response")
     @classmethod
-    def _check_characters(cls, text: str) -> str:
+    def _check_text(cls, text: str, info: ValidationInfo) -> str:
+        if info.field_name in ("instruction", "output") and not text.strip():
+            raise ValueError("it is empty")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError("it contains a lone surrogate; fix or remove it")
         return text

@@ -149,19 +149,15 @@ class Rubric(BaseModel):
         prompt = template.render({**fields, "levels": list(self.levels.values())}, row=response.id)
         messages = [{"role": "system", "content": self.system}] if self.system else []
         shown_input = f"\nInput: {response.input}" if response.input else ""
+        # Reasons first: a score written before its reasons cannot follow from them.
+        reasons = {"reasons": {"type": "string"}} if self.reasons else {}
+        lowest, *_, highest = self.scores
         return Question(
             messages=[*messages, {"role": "user", "content": prompt}],
-            schema=self._schema(),
+            schema=build_schema(**reasons, score={"type": "integer", "minimum": lowest, "maximum": highest}),
             state=(_FENCED_STATE if self.fence else _STATE).format(**{**fields, "input": shown_input}),
             question=self.question,
             levels=list(self.levels.items()),
-        )
-
-    def _schema(self) -> dict[str, Any]:
-        # Reasons first: a score written before its reasons cannot follow from them.
-        reasons = {"reasons": {"type": "string"}} if self.reasons else {}
-        return build_schema(
-            **reasons, score={"type": "integer", "minimum": min(self.scores), "maximum": max(self.scores)}
         )
 
 
