@@ -3,9 +3,9 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny_models
 
 from hf_instruct.cli.main import main
-from hf_instruct.config import build_experiment
 from hf_instruct.run_folder import RunFolder
 
 SMALL = ["--length", "6", "--depth", "3"]
@@ -13,11 +13,7 @@ SMALL = ["--length", "6", "--depth", "3"]
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_gpt2: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    values = {"model": {"name": str(tiny_gpt2)}}
-    folder.save_experiment(build_experiment(values, where="here", deep=False))
-    folder.model.symlink_to(tiny_gpt2)
-    return folder
+    return tiny_models.write_run_to_answer(tmp_path / "run", tiny_gpt2, [])
 
 
 def test_everything_at_once(tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
