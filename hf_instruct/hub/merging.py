@@ -37,7 +37,6 @@ class RunModel:
     """What a run has trained, ready to leave it.
 
     Attributes:
-        run: Where it was trained.
         model: The tuned model in float32, in evaluation mode; an adapter is merged into its base model.
         tokenizer: Its tokenizer, whose chat template writes the prompts the model was trained on.
         prompt_format: The format of these prompts.
@@ -45,7 +44,6 @@ class RunModel:
             this.
     """
 
-    run: RunFolder
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     prompt_format: PromptFormat
@@ -114,7 +112,7 @@ def load_run_model(run: RunFolder) -> RunModel:
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     model.config.update(_USABLE)
     use_training_prompt(tokenizer, prompt_format)
-    return RunModel(run, model, tokenizer, prompt_format, reference)
+    return RunModel(model, tokenizer, prompt_format, reference)
 
 
 def merge_adapter(model: Any, reference: Reference) -> "PreTrainedModel":
