@@ -84,7 +84,7 @@ class ChatModel:
         has_turns: Whether prompts contain earlier turns.
         context: Maximum number of tokens of prompt and answer; None if unknown.
         end_id: The token that ends an answer.
-        role: Which model of a run it is, one of `schema.MODELS`; `tuned` for a model of no run.
+        role: Which model of a run it is, as `Provenance.label` says; `tuned` for a model of no run.
     """
 
     def __init__(
@@ -150,10 +150,10 @@ class ChatModel:
                 f"`{run.path}` was trained with the prompt format `{trained_on.name}`, so it cannot use "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
-        role = experiment.start if base else TUNED
-        model, tokenizer = load_model_of_run(run, experiment, role, dtype=dtype)
+        which = experiment.start if base else TUNED
+        model, tokenizer = load_model_of_run(run, experiment, which, dtype=dtype)
         name = experiment.model.name if base else str(run.path)
-        return cls(name, model, tokenizer, prompt_format=trained_on, role=role)
+        return cls(name, model, tokenizer, prompt_format=trained_on, role=run.read_provenance().label(which))
 
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""
