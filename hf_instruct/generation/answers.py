@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# For what `generate()` answers in its own way, and where the config does not say how large a row is.
+# For answers by `generate()`, and if the config does not say how large a row is.
 _DEFAULT_SIZE = 32
 # Up to so many rows per prompt, for beams or further answers.
 _FEW_ROWS = 5
-# A CPU's matrix products gain little beyond, and rows that have ended wait for fewer others.
+# On a CPU larger batches gain little, and in smaller ones rows that have ended wait for fewer others.
 _MOST_ON_CPU = 128
 _MOST = 512
 # Shares of the free memory to plan with: the estimate is rough, and a CPU's memory serves other programs too.
 _SHARE_ON_CPU = 0.4
 _SHARE = 0.8
-# Nats: what float32 is good for in a sum of some hundreds.
+# In nats: the precision of float32 in a sum of hundreds.
 _DECIMALS = 4
 
 
@@ -114,7 +114,7 @@ def answer_examples(
     check_lengths([example.id for example in examples], prompts, max_new_tokens, context_length(model))
     size = batch_size or choose_batch_size(model, prompts, max_new_tokens=max_new_tokens, generation=generation)
     generation |= {"end_id": prompt_format.end_token_id(tokenizer), "max_new_tokens": max_new_tokens}
-    # Longest first: little is padded, and a batch too large for the memory fails at the start.
+    # Longest first: there is little padding, and a batch that does not fit into memory fails at the start.
     waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     responses: dict[int, Response] = {}
     while waiting:
@@ -215,7 +215,7 @@ def _answer_batch(
 
 
 def build_response(example: Example, **found: Any) -> Response:
-    """Return the row of an example's response, from what is known of that."""
+    """Return the row of an example's response, with the given fields."""
     return Response(**{**dataclasses.asdict(example), "instruction": example.format_task()}, **found)
 
 
@@ -284,10 +284,10 @@ def choose_batch_size(
 
 
 def _fitting_rows(model: "PreTrainedModel", prompt: int, max_new_tokens: int, *, samples: bool) -> int:
-    """Return how many rows of `prompt` tokens fit, at least 1 and at most what still pays.
+    """Return how many rows of `prompt` tokens fit, at least 1 and at most what is still faster.
 
-    Counted are a row's keys and values, what computing its prompt takes, and its logits; of sampling, its
-    probabilities too.
+    A row needs memory for its keys and values, for computing its prompt, and for its logits; when sampling, also for
+    its probabilities.
     """
     config = model.config.get_text_config()
     layers, heads, width = (
@@ -299,9 +299,9 @@ def _fitting_rows(model: "PreTrainedModel", prompt: int, max_new_tokens: int, *,
     head_size = getattr(config, "head_dim", None) or width // heads
     length = prompt + max_new_tokens
     itemsize = model.dtype.itemsize
-    # One layer's more, because a layer's cache is copied when it grows.
+    # One layer more, because a layer's cache is copied when it grows.
     cache = (layers + 1) * 2 * key_heads * head_size * itemsize * length
-    # A layer's inner width is about four times the outer, with a few results in memory together; the mask is 32-bit.
+    # The inner width of a layer is about four times the outer, and a few results coexist; the mask is 32-bit.
     activations = prompt * (16 * width * itemsize + 4 * length)
     logits = config.vocab_size * (itemsize + (16 if samples else 4))
     on_cpu = model.device.type == "cpu"
@@ -310,7 +310,7 @@ def _fitting_rows(model: "PreTrainedModel", prompt: int, max_new_tokens: int, *,
 
 
 class ReferenceLoss(NamedTuple):
-    """The loss of one reference; `nll / tokens` is the loss that training reports for this example alone."""
+    """The loss of one reference; `nll / tokens` is the loss that training would report for this example alone."""
 
     nll: float  # sum over its tokens, in nats
     tokens: int  # the one that ends it included
@@ -325,8 +325,8 @@ def measure_references(
 ) -> list[ReferenceLoss | None]:
     """Return the loss of each example's output as the completion of its prompt, in the order of the examples.
 
-    Each is computed on its own, so that it never depends on the other examples. Nothing is truncated: where
-    prompt and completion do not fit the model's context, or the loss is not a finite number, the example has None.
+    Each is computed on its own, so that it never depends on the other examples. Nothing is truncated: if prompt and
+    completion do not fit the model's context, or the loss is not finite, the example has None.
     """
     with generating(model):
         return [_measure_reference(model, *prompt_format.encode_example(tokenizer, example)) for example in examples]
@@ -337,7 +337,7 @@ def _measure_reference(model: "PreTrainedModel", prompt: list[int], completion: 
     from torch.nn.functional import cross_entropy
 
     ids = torch.tensor([prompt + completion], device=model.device)  # [1, tokens]
-    # The token before a completion predicts its first; without a prompt, nothing predicts that.
+    # The last prompt token predicts the first of the completion; without a prompt, nothing predicts that.
     labels = ids[0, max(len(prompt), 1) :]
     if ids.shape[1] > (context_length(model) or math.inf) or not len(labels):
         return None

@@ -43,10 +43,10 @@ def generate_completions(
 ) -> list[Completion]:
     """Return the completions of each prompt, generated as one batch: one each, or `num_return_sequences`, in order.
 
-    Greedy search, and sampling at a temperature alone, go through the loop of `decoding_loop` where that knows the
-    model, all else through `generate()`.
+    Greedy search, and sampling with a temperature only, use the loop of `decoding_loop` if it supports the model;
+    everything else uses `generate()`.
     Positions are counted from each prompt's first token, so in float32 a greedy answer is the same at every batch
-    size (GPT-2's positions are absolute: counted from the padding, a shorter prompt would read other embeddings).
+    size (GPT-2's positions are absolute: counted from the padding, a shorter prompt would get other embeddings).
     Settings that may read the padding, such as `no_repeat_ngram_size`, get batches without any.
 
     Args:
@@ -54,8 +54,8 @@ def generate_completions(
         end_id: The token that ends a response; the tokenizer's end-of-text, the model's own ends and those given as
             `eos_token_id` end it too.
         max_new_tokens: Maximum length of a response, in tokens.
-        seeds: Of sampling, one a prompt: what is drawn for a prompt then depends on its seed alone and not on what else
-            is in the batch. Without them, PyTorch's own generator draws.
+        seeds: Seeds of sampling, one per prompt: what is sampled for a prompt then depends on its seed only, and not on
+            the rest of the batch. Without them, PyTorch's global generator is used.
         **generation: Any field of `GenerationConfig`.
     """
     import torch
@@ -95,10 +95,9 @@ def find_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", en
 def _generate_apart(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settings: dict[str, Any], seeds: Sequence[int] | None
 ) -> list[list[int]]:
-    """Return the new tokens of each prompt, generated in as many batches as it takes to be independent of the others.
+    """Return the new tokens of each prompt, generated so that they do not depend on the other prompts.
 
-    That is one batch as a rule, and one for each length of prompts, without any padding, where a setting may read the
-    padding.
+    This takes one batch, or one without padding for each length of prompts if a setting may read the padding.
     """
     from hf_instruct.generation.decoding_loop import reads_padding
 
@@ -136,7 +135,7 @@ def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settin
 
 @contextmanager
 def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
-    """Draw each prompt's tokens with its own seeded generator; `generate()` has one for the whole batch."""
+    """Sample each prompt's tokens with a generator of its own; `generate()` has one for the whole batch."""
     if seeds is None:
         yield
         return
@@ -165,12 +164,12 @@ def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
 
 
 def _mix(seed: int, number: int) -> int:
-    """Return the seed of a prompt's response of this number; the first has the prompt's own."""
+    """Return the seed of a prompt's response with this number; the first has the seed of the prompt."""
     return (seed + number * 0x9E3779B97F4A7C15) % 2**63
 
 
 def _read_completion(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: set[int]) -> Completion:
-    # Rows that finish early are filled with the pad token, which may be an end token too: the first one counts.
+    # Rows that finish early are filled with the pad token, which may also be an end token: the first one counts.
     kept = until_end(ids, ends)
     stopped = kept[-1] in ends
     text = decode_tokens(tokenizer, kept[:-1] if stopped else kept).strip()
@@ -178,18 +177,18 @@ def _read_completion(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends:
 
 
 def until_end(row: list[int], ends: set[int]) -> list[int]:
-    """Return tokens up to and with the first that is an end."""
+    """Return tokens up to and including the first end token."""
     return row[: next((index for index, token in enumerate(row) if token in ends), len(row)) + 1]
 
 
 def decode_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    """Return tokens as the text they stand for, without special tokens."""
+    """Return the text of tokens, without special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 @contextmanager
 def generating(model: "nn.Module") -> "Iterator[None]":
-    """Put the model into evaluation mode, and back into what it was."""
+    """Put the model into evaluation mode, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:

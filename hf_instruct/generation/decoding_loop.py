@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tokens by which the cache grows: it is copied once a block, and attention reads half a block of zeros on average.
+# Tokens by which the cache grows: it is copied once per block, and attention reads half a block of zeros on average.
 _BLOCK = 32
 # The batch is compacted once at least this share of its rows has ended. Each new batch size costs the cache's copy, and
 # on a CPU a new kernel for every shape of matrix product: together about what two steps cost.
 _ENDED_SHARE = 0.25
-# The same where steps are replayed: each new batch size is captured again, which costs about four steps.
+# The same if steps are replayed: each new batch size is captured again, which costs about four steps.
 _ENDED_SHARE_OF_REPLAYED = 0.5
-# Between a captured step's logits and those of the step itself, as a share of the largest; 1e-5 in float32.
+# Allowed difference between the logits of a captured step and of a plain one, relative to the largest; 1e-5 in float32.
 _TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 2e-2}
 _CPU_ATTENTION = "hf_instruct_decoding"
 # Fields of `GenerationConfig` that do not change what greedy search chooses, whatever their value.
@@ -47,23 +47,23 @@ _WITHOUT_EFFECT = {
     *("length_penalty", "early_stopping"),
     *("transformers_version", "_from_model_config"),
 }
-# Further fields to which padding before a prompt is nothing: they read logits alone, count from the first new token, or
-# leave padding out (`repetition_penalty`, since Transformers 5). All others may read the ids, padding included.
+# Further fields that padding before a prompt does not affect: they only read logits, count from the first new token, or
+# skip padding (`repetition_penalty`, since Transformers 5). All others may read the ids, padding included.
 _BLIND_TO_PADDING = {
     *("do_sample", "num_beams", "num_return_sequences", "low_memory", "use_cache", "cache_implementation"),
     *("repetition_penalty", "min_new_tokens", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
     *("remove_invalid_values", "renormalize_logits"),
 }
-# Of those, what changes the probabilities that sampling draws from, and the value at which, as at None, it does not.
+# Fields that change the probabilities of sampling, and the value that, like None, turns each off.
 _WARPERS = {
     **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff"), 0),
     **dict.fromkeys(("top_p", "typical_p"), 1),
     "top_h": None,
 }
-# This loop replaces these; a model that overrides one may prepare its inputs in another way.
+# This loop replaces these methods; a model that overrides one may prepare its inputs differently.
 _STANDARD_METHODS = ("generate", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
-# What a model calls the argument that takes the cache: since Transformers 5.24, and before.
+# Names of the argument for the cache: since Transformers 5.24, and before.
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 
@@ -80,7 +80,7 @@ def find_temperature(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
     """Return the temperature at which `decode` draws what `model.generate` would with these settings.
 
     Returns:
-        None where they ask for anything but tokens drawn by their probabilities, or the loop does not know the model.
+        None if they change the probabilities in another way, or if the loop does not support the model.
     """
     active = _active_fields(model, generation)
     settings = _resolve(model, generation)
@@ -89,12 +89,12 @@ def find_temperature(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
     if not (samples and is_plain and can_decode(model)):
         return None
     temperature = settings["temperature"]
-    # `generate()` says what is wrong with others.
+    # `generate()` raises an error for others.
     return temperature if isinstance(temperature, float) and temperature > 0 else None
 
 
 def can_decode(model: "PreTrainedModel") -> bool:
-    """Return whether `decode` knows the model.
+    """Return whether `decode` supports the model.
 
     It must attend to all earlier tokens (no sliding window, no recurrent state: its cache layers are plain
     `DynamicLayer`) by `sdpa` or `eager` attention, at the positions it is given, and take the usual inputs. An adapter
@@ -113,7 +113,7 @@ def can_decode(model: "PreTrainedModel") -> bool:
 
 
 def reads_padding(model: "PreTrainedModel", generation: Mapping[str, Any]) -> bool:
-    """Return whether `generate()` with these settings may take padding for a part of the prompt."""
+    """Return whether `generate()` with these settings may treat padding as a part of the prompt."""
     return not _active_fields(model, generation) <= _BLIND_TO_PADDING
 
 
@@ -129,14 +129,14 @@ def _active_fields(model: "PreTrainedModel", generation: Mapping[str, Any]) -> s
 
 
 def _resolve(model: "PreTrainedModel", generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `generate()` goes by: settings over the model's own, and those over the defaults."""
+    """Return what `generate()` uses: the settings, over the model's own, over the defaults."""
     own = model.generation_config.to_dict() if model.generation_config is not None else {}
     defaults = GenerationConfig._get_default_generation_params()
     return {**defaults, **{name: value for name, value in own.items() if value is not None}, **generation}
 
 
 def _reads_prompt(adapter: Any) -> bool:
-    # Activated LoRA begins at a marker that it looks for in the prompt.
+    # Activated LoRA starts at a marker that it searches for in the prompt.
     return getattr(adapter, "alora_invocation_tokens", None) is not None
 
 
@@ -150,7 +150,7 @@ def _attends_to_all(model: "PreTrainedModel") -> bool:
     # Rotary frequencies of these kinds depend on the longest row of the batch.
     varying = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope")
     return (
-        # Attention is a function of Transformers' kind, and works with caches that have room to spare.
+        # Attention is an attention function of Transformers, and works with caches that have spare room.
         (model._supports_attention_backend and model._can_compile_fullgraph)
         and config._attn_implementation in ("sdpa", "eager")
         and not (config.is_encoder_decoder or getattr(config, "add_cross_attention", False) or model._is_stateful)
@@ -169,7 +169,7 @@ def decode(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Return one token after another for each prompt: up to and with the end, or `max_new_tokens`.
+    """Return the new tokens of each prompt, up to and including the end, or `max_new_tokens`.
 
     The rows of a batch are [common prefix | padding | rest of the prompt | new tokens]. Padding is masked, and
     positions are those of the prompt alone.
@@ -177,10 +177,10 @@ def decode(
     Args:
         model: In evaluation mode, and one that `can_decode`.
         prompts: Token ids of each prompt, not empty.
-        ends: Ids that end a row; what follows the first of them is not to be read.
-        temperature: 0 takes the most likely token; else tokens are drawn, those that `generate()` would draw from the
-            same state of PyTorch's generator.
-        seeds: Of drawing, one a prompt, so that what is drawn for it depends on nothing else.
+        ends: Ids that end a row.
+        temperature: 0 takes the most likely token; otherwise tokens are sampled, the same as `generate()` would sample
+            with the same state of PyTorch's generator.
+        seeds: Seeds of sampling, one per prompt, so that its tokens depend on nothing else.
     """
     with _fast_attention(without_adapter(model)), torch.inference_mode():
         batch = _Batch(model, prompts, max_new_tokens=max_new_tokens, pad_id=pad_id)
@@ -194,7 +194,7 @@ def decode(
                 latest = _draw(batch, len(prompts), temperature, generators)  # [rows]
             else:
                 latest = batch.logits.max(-1).indices
-            # Rows that have ended but are still here write on: what follows an end is not read.
+            # Rows that have ended but are still in the batch continue; what follows an end is dropped.
             chosen[batch.rows, step] = latest
             ended |= torch.isin(latest, end_ids)
             num_ended = int(ended.sum())
@@ -211,14 +211,14 @@ def decode(
 def _draw(
     batch: "_Batch", num_prompts: int, temperature: float, generators: Sequence[torch.Generator] | None
 ) -> torch.Tensor:
-    """Return a token for each row of a batch, drawn as `torch.multinomial` draws from all prompts' probabilities."""
+    """Return a token for each row of a batch, sampled as `torch.multinomial` would from the whole batch."""
     probabilities = (batch.logits.float() / temperature).softmax(-1)  # [rows, vocabulary]
     if generators is not None:
         noise = torch.empty_like(probabilities)
         for row, prompt in zip(noise, batch.rows.tolist(), strict=True):
             row.exponential_(generator=generators[prompt])
         return (probabilities / noise).argmax(-1)
-    # Of rows that have left the batch too, so that what the others draw does not depend on them.
+    # Also for rows that have left the batch, so that the other rows do not depend on them.
     noise = probabilities.new_empty(num_prompts, probabilities.shape[1]).exponential_()
     return (probabilities / noise[batch.rows]).argmax(-1)
 
@@ -227,8 +227,8 @@ class _Batch:
     """The rows that are being decoded.
 
     Attributes:
-        rows: Which prompt each row is of, `[rows]`.
-        logits: Of each row's next token, `[rows, vocabulary]`; the next step may overwrite them.
+        rows: The index of each row's prompt, `[rows]`.
+        logits: The logits of each row's next token, `[rows, vocabulary]`; the next step may overwrite them.
         replays: Whether steps are captured and replayed.
     """
 
@@ -240,9 +240,9 @@ class _Batch:
         inner = without_adapter(model)
         self._cache = DynamicCache(config=inner.config)
         keywords = {str(_find_cache_argument(inner)): self._cache, "use_cache": True, "logits_to_keep": 1}
-        # Without `self`: a cycle would keep a captured step's memory until the next garbage collection.
+        # Without `self`: a reference cycle would keep a captured step's memory until the next garbage collection.
         self._forward = functools.partial(_next_logits, model, keywords)
-        # A captured step reads and writes the same memory each time, so the cache has its whole size from the start.
+        # A captured step reads and writes the same memory each time, so the cache has its full size from the start.
         total = _in_blocks(max(len(prompt) for prompt in prompts) + max_new_tokens, _BLOCK)
         self._layers = [_BlockLayer(total if self.replays else _BLOCK) for _ in self._cache.layers]
         self._cache.layers = list(self._layers)
@@ -279,15 +279,15 @@ class _Batch:
         self._length += 1
 
     def keep(self, kept: torch.Tensor) -> None:
-        """Drop all rows but those at these indices; `logits` is of all until `advance`."""
+        """Drop all rows but those at these indices; `logits` still has all rows until `advance`."""
         self._replay = None
         self._cache.batch_select_indices(kept)
         self.rows, self._mask, self._positions = self.rows[kept], self._mask[kept], self._positions[kept]
 
     def _capture(self, latest: torch.Tensor) -> None:
-        """Do one step, capture it, and replay it once: unless both agree, steps are not replayed."""
+        """Do one step, capture it, and replay it once; if the results differ, steps are not replayed."""
         index, rows, forward = self._length, len(latest), self._forward
-        # All that a step reads or writes and that changes from step to step, moved on in place by the step itself.
+        # Everything that changes from step to step; the step itself updates it in place.
         self._latest = tokens = latest[:, None].clone()
         self.logits = logits = self.logits.new_empty(rows, self.logits.shape[1])
         position = self._positions[:, index : index + 1] - 1
@@ -316,7 +316,7 @@ class _Batch:
         except RuntimeError as error:
             problem = str(error).splitlines()[0]
         if not problem:
-            # The graph reads the tensors of `step` by their addresses, and does not keep them.
+            # The graph reads the tensors of `step` by their addresses, and does not keep them alive.
             self._replay, self._step = replay, step
             return
         logger.info("Steps of this model are not replayed as a CUDA graph (%s): %d rows at a time.", problem, rows)
@@ -339,7 +339,7 @@ def _next_logits(
 
 
 def _can_capture(model: "PreTrainedModel") -> bool:
-    """Return whether a step can be captured: all of the model is on one GPU, and its attention takes our mask."""
+    """Return whether a step can be captured: the whole model is on one GPU, and its attention takes our mask."""
     inner = without_adapter(model)
     return (
         model.device.type == "cuda"
@@ -349,13 +349,13 @@ def _can_capture(model: "PreTrainedModel") -> bool:
 
 
 def _captured(step: "Callable[[], None]") -> "Callable[[], None]":
-    """Return what does a step again, with the tensors it uses now, by a single launch.
+    """Return a function that repeats a step with the same tensors by a single launch.
 
     Raises:
-        RuntimeError: It does what cannot be captured, such as waiting for a result.
+        RuntimeError: The step cannot be captured, for example because it waits for a result.
     """
     graph = torch.cuda.CUDAGraph()
-    # Other threads, such as those of a page, may go on using the GPU.
+    # Other threads, such as those of a page, may use the GPU meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay
@@ -364,15 +364,15 @@ def _captured(step: "Callable[[], None]") -> "Callable[[], None]":
 class _BlockLayer(DynamicLayer):
     """Keys and values of one layer, `[rows, heads, room, size of a head]`, with room for a whole number of blocks.
 
-    Attention gets all of the room, because a slice of it would be copied by each matrix product; the mask, made for
-    the same width, leaves the unused part out. It is filled with zeros; since it is masked, any finite value would do.
+    Attention gets all of the room, because a slice of it would be copied by each matrix product; the mask, which has
+    the same width, excludes the unused part. That is filled with zeros; as it is masked, any finite value would do.
 
     Attributes:
-        length: The tokens written; of captured steps, those before the first.
-        slot: Where captured steps write their one token, `[1]`; None outside of them.
+        length: Number of tokens written; with captured steps, that before the first.
+        slot: The index at which captured steps write their token, `[1]`; None otherwise.
     """
 
-    # Of caches with room to spare, what Transformers asks before it leaves out the mask of a single token.
+    # Transformers keeps the mask of a single token if this is set, as for all caches with spare room.
     is_compileable = True
 
     def __init__(self, block: int) -> None:
@@ -384,7 +384,7 @@ class _BlockLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write new keys and values behind those there are, and return all of the room."""
+        """Append new keys and values, and return all of the room."""
         keys, values = self.keys, self.values
         if keys is None or values is None:
             keys, values = key_states[:, :, :0], value_states[:, :, :0]
@@ -400,11 +400,11 @@ class _BlockLayer(DynamicLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Return the tokens written."""
+        """Return the number of tokens written."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the room there will be after so many new tokens, and that it begins at the first."""
+        """Return the room after so many new tokens, and its offset, 0."""
         return _in_blocks(self.length + query_length, self._block), 0
 
 
@@ -413,21 +413,21 @@ def _in_blocks(length: int, block: int) -> int:
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many first tokens all prompts share, when at least one must stay for each; 0 for one prompt."""
+    """Return how many first tokens all prompts share, leaving at least one of each; 0 for a single prompt."""
     if len(prompts) == 1:
         return 0
-    # The first and the last in alphabetical order differ first.
+    # In lexicographic order, the first and the last share the fewest tokens.
     low, high = min(prompts, key=list), max(prompts, key=list)
     longest = min(len(prompt) for prompt in prompts) - 1
     return next((i for i in range(longest) if low[i] != high[i]), longest)
 
 
 def _fast_attention(model: "PreTrainedModel") -> contextlib.AbstractContextManager[None]:
-    """Leave out implementations of `scaled_dot_product_attention` that are slow at single tokens or at new shapes.
+    """Avoid implementations of `scaled_dot_product_attention` that are slow for single tokens or new shapes.
 
-    On a CPU single tokens do without it. On a GPU cuDNN's, which PyTorch prefers in half precision on a Hopper, plans
-    each new shape of batch and cache: the first 110 answers of a process took a second longer than the next, in bf16
-    alone (PyTorch 2.11, H100).
+    On a CPU single tokens do not use it. On a GPU, cuDNN's, which PyTorch prefers in half precision on Hopper, makes a
+    plan for each new shape of batch and cache: in bf16, the first 110 answers of a process took a second longer than
+    the next (PyTorch 2.11, H100).
     """
     if model.config._attn_implementation != "sdpa":
         return contextlib.nullcontext()
@@ -446,7 +446,7 @@ def _attend_on_cpu(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as Transformers' `sdpa`, for one new token by two matrix products: in bf16 four times faster.
+    """Attend as Transformers' `sdpa`, but for one new token with two matrix products: in bf16 four times faster.
 
     Args:
         query: `[rows, heads, new tokens, size of a head]`.

@@ -42,18 +42,18 @@ Sampler = Callable[[], list[dict[str, str]]]
 
 
 class KeepMemory(TrainerCallback):
-    """Keeps freed memory from step to step, but not what evaluation leaves behind, which is of other sizes."""
+    """Keeps freed memory from step to step, but not after an evaluation, whose blocks have other sizes."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Prepare for what the first step, or a checkpoint continued from, brings to stay."""
+        """Prepare for the memory that the first step, or a loaded checkpoint, allocates for good."""
         place_large_blocks_apart()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Change the C library's setting, once: after the first step what stays for good has its place."""
+        """Change the C library's setting, once: after the first step everything permanent is allocated."""
         keep_freed_memory()
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
-        """Start the next step with no more than it needs."""
+        """Free the memory of the evaluation before the next step."""
         give_back_freed_memory()
 
 
@@ -84,7 +84,7 @@ class RunLog(TrainerCallback):
         is_default = given is None or (isinstance(given, Mapping) and asked.isdisjoint(given))
         # A checkpoint that falls due so soon after the one before is left out.
         self._least_save_seconds = MIN_SAVE_SECONDS if is_default else 0.0
-        # Whether the run could be continued from a checkpoint of this step.
+        # Whether the run can be resumed from a checkpoint of this step.
         self.can_save: Callable[[], bool] = lambda: True
         self.seconds = 0.0
         self._started = self._last_save = 0.0
@@ -95,7 +95,7 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Drop the rows after the resumed checkpoint; open the bar."""
-        # Every process stops the clock, since every process returns the summary; only the main one writes.
+        # Every process measures the time, because each returns the summary; only the main one writes.
         self._started = self._last_time = self._last_save = time.monotonic()
         self._last_tokens = state.num_input_tokens_seen
         if not state.is_world_process_zero:
@@ -118,7 +118,7 @@ class RunLog(TrainerCallback):
         since_save = time.monotonic() - self._last_save
         if control.should_save and self._least_save_seconds:
             control.should_save = on_main_process(lambda: since_save >= self._least_save_seconds)
-        # Several processes would have to agree on the clock in every step.
+        # Several processes would have to compare their clocks in every step.
         if args.world_size == 1 and since_save >= SAVE_SECONDS:
             control.should_save = True
         control.should_save &= self.can_save()
@@ -152,11 +152,11 @@ class RunLog(TrainerCallback):
             return
         losses = {"train_loss": metrics.get("eval_train_loss"), "validation_loss": metrics.get("eval_loss")}
         self._write(state, "evaluation", **losses, **_read_rewards(metrics, "eval_"))
-        # Evaluation is not training: leave it out of the tokens a second.
+        # Evaluation does not count for the tokens per second.
         self._last_tokens, self._last_time = state.num_input_tokens_seen, time.monotonic()
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """Start the clock to the next checkpoint again."""
+        """Restart the clock for the next checkpoint."""
         self._last_save = time.monotonic()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -175,7 +175,7 @@ class RunLog(TrainerCallback):
             self._write(state, "samples", samples=samples)
             trackers: Any = args.report_to
             log_samples(trackers, samples, step=state.global_step, folder=self.path.parent)
-            # Sampling is not training: leave it out of the tokens a second.
+            # Sampling does not count for the tokens per second.
             self._last_time += time.monotonic() - start
 
     def _write(self, state: TrainerState, kind: str, **fields: Any) -> None:
@@ -191,7 +191,7 @@ class RunLog(TrainerCallback):
 
 
 def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]:
-    """Return what DPO and GRPO log of their rewards, by our names; not those that applied to no answer."""
+    """Return the rewards that DPO and GRPO log, by our names, without those that applied to no answer."""
     logs = {name: value for name, value in logs.items() if value is not None and not math.isnan(value)}
     names = {
         "reward_margin": "rewards/margins",
@@ -205,7 +205,7 @@ def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]
 
 
 def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) -> None:
-    """Stop on every process: the loss was gathered, so all processes see the same value."""
+    """Stop all processes if the loss is not finite; it was gathered, so they all see the same value."""
     if not math.isfinite(loss):
         section = find_section(args)
         raise TrainingError(
@@ -230,7 +230,7 @@ def build_sampler(
 
     def sample() -> list[dict[str, str]]:
         end_id = prompt_format.end_token_id(tokenizer)
-        # The original model object: LoRA layers are put into it, so it always answers with the weights of now.
+        # The original model object: LoRA layers are inserted into it, so it always has the current weights.
         with matching_precision(model):
             completions = generate_completions(model, tokenizer, prompts, end_id=end_id, max_new_tokens=_SAMPLE_TOKENS)
         rows = [
@@ -244,7 +244,7 @@ def build_sampler(
 
 
 def _format_samples(samples: Sequence[dict[str, str]]) -> str:
-    """Return samples as indented text, an instruction and its response each."""
+    """Return samples as indented text: each an instruction and its response."""
     lines = []
     for sample in samples:
         question, response = (

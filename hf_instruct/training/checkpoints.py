@@ -125,13 +125,13 @@ def clear_checkpoints(folder: Path, *, keep: bool) -> None:
 def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:
     """Refuse to start a run if the disk is too small for its checkpoints.
 
-    While a checkpoint is written the previous one still exists: this takes twice the trained weights with Adam's two
-    moments (fp32), plus the model.
+    While a checkpoint is written, the previous one still exists. So this takes the trained weights with Adam's two
+    moments (fp32) twice, plus the model.
 
     Args:
-        model: The model, with what is trained marked so.
+        model: The model; weights that require gradients are trained.
         folder: Where they are written.
-        num_checkpoints: How many of these two are still to come; 1 where one stands already.
+        num_checkpoints: How many of these two are still to be written; 1 if one exists already.
 
     Raises:
         TrainingError: Less than that is free.

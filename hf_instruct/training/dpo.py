@@ -200,7 +200,7 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
         reason = find_reason_to_pad(base, args, plain_loss=plain_loss, lora=keywords.get("peft_config"))
         self._is_fast = not reason and args.world_size == 1 and build_segments(base, args, pad_id=pad_id) is not None
         if self._is_fast:
-            # Before TRL computes what the reference says of each pair.
+            # Before TRL computes the log-probabilities of the reference model.
             add_label_losses(base)
             self._attention = functools.partial(segment_attention, base)
             keywords["data_collator"] = PreferenceCollator(pad_id)
@@ -218,7 +218,7 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
         if not self._is_fast:
             if self.accelerator.num_processes == 1:
                 return super()._precompute_ref_logps(dataset, name, batch_size)
-            # TRL hands the values to the other processes in a file beside that of the rows, which all have to see.
+            # TRL passes the values to the other processes in a file next to that of the rows, so all must see that.
             folder = Path(self.args.output_dir) / f"pairs-{name}"
             if self.is_world_process_zero():
                 dataset.save_to_disk(folder)
@@ -230,7 +230,7 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
             if self.is_world_process_zero():
                 shutil.rmtree(folder)
             return dataset
-        # A new adapter is switched off: what is below it is the reference.
+        # The reference is the model without the new adapter.
         adapter = self.model.disable_adapter() if hasattr(self.model, "peft_config") else contextlib.nullcontext()
         found: list[list[float]] = [[], []]
         with progress_bar(f"Computing the reference, {name}", len(dataset)) as advance, torch.no_grad(), adapter:
@@ -276,9 +276,9 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
         return self._report(metrics)
 
     def _compute_margins(self, model: Any, inputs: "Mapping[str, Any]") -> torch.Tensor:
-        """Return the reward of each chosen answer less that of the rejected one, [pairs].
+        """Return the reward of each chosen answer minus that of the rejected one, [pairs].
 
-        A reward is beta times the log-probability of an answer less the reference's of it.
+        A reward is beta times (log-probability of the answer - the reference model's).
         Source: https://arxiv.org/abs/2305.18290, equation 7
         """
         chosen, rejected = self._sum_log_probs(model, inputs).chunk(2)

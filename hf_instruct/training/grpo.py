@@ -185,7 +185,7 @@ def _checked(function: Any) -> Any:
         with named(columns):
             return check(await function(**columns), columns)
 
-    # By which TRL logs its mean; objects and partial functions have no name of their own.
+    # TRL logs the mean by this name; objects and partial functions have none.
     chosen: Any = call_async if is_async_callable(function) else call
     chosen.__name__ = name
     return chosen
@@ -209,7 +209,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
             is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             return load(*path, **settings) if is_sharded else copy.deepcopy(model).eval()
 
-        # The reference of `beta` is the model as it is now: TRL loads what its path names, and not by its revision.
+        # The reference of `beta` is the model as it is now. TRL would load it by its path, without its revision.
         grpo_trainer.create_model_from_path = build_reference
         try:
             super().__init__(
@@ -231,7 +231,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
     def _find_segments(self, base: "PreTrainedModel") -> SegmentCollator | None:
         args = self.args
         needs_more = self._entropy_bonus_enabled or args.top_entropy_quantile < 1.0 or self.aux_loss_enabled
-        # Activations that are computed again would be computed outside of the attention of segments.
+        # Recomputed activations would be computed outside of the attention of segments.
         computes_again = args.gradient_checkpointing or args.activation_checkpointing
         window = getattr(base.config.get_text_config(), "sliding_window", None)
         changes_head = args.temperature != 1.0 or args.cast_lm_head_to_fp32
@@ -285,7 +285,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         }
         if is_plain and can_decode(self.model):
             ends = set(self.eos_token_ids)
-            # Entered here, so that weights are cast once for all tokens.
+            # Entered here, so that weights are cast once and not for each token.
             with generating(self.model), self.accelerator.autocast():
                 rows = decode(
                     self.model,
@@ -345,7 +345,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         return logps.index_put((answers, positions[where, columns + 1] - starts[answers]), -losses)
 
     def _place(self, model: Any) -> Any:
-        """Return the model as a function that is told each token's position, where it takes that."""
+        """Return the model as a function that also passes each token's position, if the model takes it."""
         if not self._takes_positions:
             return model
 
@@ -364,12 +364,12 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
             return metrics
         rows: list[dict[str, Any]] = list(self.eval_dataset if eval_dataset is None else eval_dataset)  # type: ignore[arg-type]
         self.model.eval()
-        # Each process answers its share; TRL gathers as many rewards from each, so the last one repeats rows.
+        # Each process answers its share. TRL gathers equally many rewards from each, so the last one repeats rows.
         total, rank = len(rows), self.accelerator.process_index
         share = math.ceil(total / self.accelerator.num_processes)
         rows = [rows[number % total] for number in range(rank * share, (rank + 1) * share)]
         answers = []
-        # `generate()` goes round the model's own `forward`, which accelerate has wrapped in autocast.
+        # `generate()` bypasses the `forward` that accelerate has wrapped in autocast.
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             for start in range(0, len(rows), _ANSWERED):
                 answers += generate_completions(
@@ -386,7 +386,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         rewards = rewards[:total]
         lengths = self.accelerator.gather(torch.tensor([len(one) for one in ids], device=rewards.device))[:total]
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
-        # As in training: an answer that no reward applies to says nothing.
+        # As in training, an answer that no reward applies to does not count.
         totals[rewards.isnan().all(dim=1)] = math.nan
         metrics = {
             f"{metric_key_prefix}_reward": totals.nanmean().item(),

@@ -103,7 +103,7 @@ def run_training(  # noqa: PLR0913 - as `train`
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     fuse_activations(model)
     prompt_format = _resolve_prompts(run, model, tokenizer, prompt_format, resume=resume)
-    # Here too: an adapter is made, and the model moves to the GPU.
+    # Building the trainer also needs memory: it makes the adapter and moves the model to the GPU.
     with translated_errors(run, section):
         arguments = resolve_arguments(args, model, run, kind=kind)
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None
@@ -114,7 +114,7 @@ def run_training(  # noqa: PLR0913 - as `train`
         sampler = build_sampler(model, tokenizer, shown, prompt_format) if shown else None
         log = RunLog(run.training_log, arguments, args, sampler)
         given |= {"model": model, "args": arguments, "processing_class": tokenizer, "peft_config": adapter}
-        # What has to do with the model is found only now, such as a layer that cannot be adapted.
+        # Problems with the model, such as a layer that cannot be adapted, are only found here.
         with translated_refusals(f"The `{section}` or the `lora` section is refused by TRL or PEFT:"):
             trainer = build(callbacks=[log, *callbacks], **given)
         # Not tried with GRPO, which clips gradients by default.
@@ -197,7 +197,7 @@ def _run_trainer(
     from hf_instruct.training.checkpoints import build_origin, check_disk_space, clear_checkpoints, find_checkpoint
     from hf_instruct.training.fast.casts import casting_linear_layers
 
-    # Replaced by the progress bar: the trainer's own prints a dictionary a log.
+    # Replaced by the progress bar: the trainer's own prints a dictionary for each log.
     trainer.remove_callback(PrinterCallback)
     digest = hashlib.sha256()
     for text in texts:
@@ -205,7 +205,7 @@ def _run_trainer(
     if is_quantized(model):
         restore_float32(trainer.model)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        # One process alone cannot generate from weights that are spread over all of them.
+        # One process alone cannot generate with weights that are sharded over all of them.
         log.sampler = None
     origin = trainer.origin = build_origin(trainer, model, digest.hexdigest())
     checkpoint = on_main_process(lambda: find_checkpoint(run.checkpoints, origin)) if resume else None
@@ -232,7 +232,7 @@ def _run_trainer(
     if trainer.is_world_process_zero():
         write_figure(draw_loss_plot(read_rows(run.training_log, TrainingRow)), run.loss_plot)
         write_json(run.training_summary, summary)
-        # Last: a run that is killed before continues from them.
+        # Last, so that a run that is killed earlier can resume from them.
         clear_checkpoints(run.checkpoints, keep=keep_checkpoints)
     trainer.accelerator.wait_for_everyone()
     return summary
@@ -257,7 +257,7 @@ def _save_model(trainer: Any, run: RunFolder) -> None:
 
 @contextmanager
 def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator[None]":
-    """Take away what trainer, accelerator and optimizer put on a model: its automatic bf16, the steps in backward."""
+    """Remove what trainer, accelerator and optimizer added to a model: autocast, and steps in the backward pass."""
     from hf_instruct.training.fast.optimizer import BackwardAdamW
 
     try:
@@ -265,7 +265,7 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator
     finally:
         for name in ("forward", "_original_forward"):
             model.__dict__.pop(name, None)
-        # Wrapped by accelerate, or not there yet if training never began.
+        # Wrapped by accelerate; None if training never began.
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         if isinstance(optimizer, BackwardAdamW):
             optimizer.detach()
@@ -280,14 +280,14 @@ def translated_errors(run: RunFolder, section: str) -> "Iterator[None]":
     try:
         yield
     except ImportError as error:
-        # Of an optimizer or of kernels, which are imported when they are needed.
+        # Optimizers and kernels are imported when they are needed.
         raise ConfigError(f"The `{section}` section needs a package that is missing:", [str(error)]) from error
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(f"Writing to `{run.path}` failed: {error}. {disk_remedy(error)}, then {resume}") from error
     except RuntimeError as error:
-        # PyTorch's file writer and its CPU allocator raise a bare RuntimeError, both of an enforcement that failed.
+        # PyTorch's file writer and its CPU allocator both raise a bare RuntimeError about a failed enforcement.
         text = str(error)
         if is_out_of_memory(error):
             raise TrainingError(

@@ -96,7 +96,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             for name in ("train", "validation")
         )
         _check_ids([rows, held_out], model)
-        # Evenly spaced, so that the probe is like the whole whatever the order of the file.
+        # Evenly spaced, so that the probe represents the whole split, however the file is sorted.
         spacing = max(len(rows) // _PROBE_ROWS, 1)
         given = {
             "train_dataset": _pack(rows, arguments),
@@ -156,7 +156,7 @@ def tokenize_examples(
         return {
             "input_ids": [row["input_ids"] for row in rows],
             "labels": [row["labels"] for row in rows],
-            # Where there is a label, nothing.
+            # Empty if there is a label.
             "unlabelled": [
                 [] if count_labels(row) else list(map(len, one[:2])) for row, one in zip(rows, encoded, strict=True)
             ],

@@ -68,7 +68,7 @@ def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel,
 
 
 def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedModel") -> dict[str, Any]:
-    """Return what every training function is given of an experiment; frozen weights are halved where that is exact."""
+    """Return the options of an experiment for any training function; frozen weights are halved if that is exact."""
     from hf_instruct.memory import give_back_freed_memory
     from hf_instruct.training.arguments import resolve_precision
     from hf_instruct.training.fast.casts import halve_linear_weights
@@ -78,10 +78,10 @@ def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedMode
     settings["run_name"] = name_tracked_run(run, settings)
     lora = experiment.lora
     if lora is not None and experiment.model.revision:
-        # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
+        # PEFT stores it in the adapter, so that the adapter is never applied to another version of its base.
         lora = {"revision": experiment.model.revision, **lora}
     if lora is not None and _only_multiplies(lora) and settings["bf16"] and count_processes() == 1:
-        # This model object ends with the stage, so its frozen weights need not survive in full. (FSDP wants one dtype.)
+        # Nothing uses this model object after the stage, so its frozen weights may be halved. (FSDP needs one dtype.)
         halve_linear_weights(model)
         give_back_freed_memory()
     return {
@@ -94,7 +94,7 @@ def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedMode
 
 
 def log_summary(run: RunFolder, summary: TrainingSummary) -> None:
-    """Log what training took, with what was measured on held-out examples, and note the run of wandb."""
+    """Log what training took, and what was measured on held-out examples; keep the id of wandb's run."""
     if (wandb := sys.modules.get("wandb")) and wandb.run and is_main_process():
         run.add_provenance(wandb_run=wandb.run.id)
     measure, before, after = "validation loss", summary.validation_loss_before, summary.validation_loss
@@ -113,9 +113,9 @@ def log_summary(run: RunFolder, summary: TrainingSummary) -> None:
 
 
 def _only_multiplies(lora: Mapping[str, Any]) -> bool:
-    """Return whether an adapter needs the frozen weights for nothing but products with them.
+    """Return whether an adapter uses the frozen weights in matrix products only.
 
-    DoRA takes their norms, some ways to begin take them apart, and `modules_to_save` trains copies.
+    DoRA needs their norms, some initializations decompose them, and `modules_to_save` trains copies.
     """
     begins = lora.get("init_lora_weights")
     is_derived = isinstance(begins, str) and begins != "gaussian"

@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 
 class RunTrainer(Trainer):
-    """What a trainer of TRL's does otherwise in a run: whole checkpoints, tokens counted by example, nothing sent.
+    """What a run changes in TRL's trainers: complete checkpoints, tokens counted per example, no telemetry.
 
-    A mix-in, to stand before the trainer's class.
+    A mix-in; it comes before the trainer's class.
     """
 
-    # What the run is made from, for the manifests of its checkpoints; only `train` sets it.
+    # What the run was made from, for the manifests of its checkpoints; set by `run_training` only.
     origin: Origin | None = None
     args: Any
     model: Any
-    # What the model computes under, by batches of segments.
+    # The context that the model needs for batches of segments.
     _attention: "Callable[[], AbstractContextManager[Any]]" = contextlib.nullcontext
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -64,28 +64,29 @@ class RunTrainer(Trainer):
         if "num_tokens" not in inputs:
             super()._track_num_input_tokens(inputs)  # type: ignore[no-untyped-call]
             return
-        # The sum of a 4-D mask, which `Trainer` would take, is no number of tokens.
+        # `Trainer` would take the sum of the mask, which is not the number of tokens if the mask is 4-D.
         count: Any = inputs["num_tokens"]
         if self.accelerator.num_processes > 1:
             count = int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), "sum"))
         self.state.num_input_tokens_seen += count
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        # `Trainer` asks for the norm to log it, even if nothing is clipped: two passes over all gradients.
+        # `Trainer` computes the norm for its log even if nothing is clipped: two passes over all gradients.
         if not self.args.max_grad_norm:
             return None
         return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        """Train an epoch, or none after the last step: `Trainer` takes one more where that step is not an epoch's last.
+        """Train an epoch, but not after the last step, where `Trainer` would take one more step.
 
-        It does when it resumes from the checkpoint of the last step, which a kill before the model is saved leaves.
+        It does so when it resumes from the checkpoint of the last step in the middle of an epoch, which is left if the
+        run was killed before the model was saved.
         """
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*arguments, **keywords)  # type: ignore[no-untyped-call]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint; in a run, delete older ones only when its manifest says that it is whole."""
+        """Save a checkpoint; in a run, delete older ones only after its manifest is written."""
         if self.origin is None:
             super()._save_checkpoint(model, trial)
             return
@@ -148,15 +149,15 @@ class InstructTrainer(RunTrainer, SFTTrainer):
         routers = getattr(config, "output_router_logits", None)
         super().__init__(model, args, data_collator, *arguments, **keywords)
         if config is not None and routers is not None:
-            # TRL asks for them in each call of its own. By the config they would be asked for, with a loss on them that
-            # no cached prompt has, whenever the model generates, also when it is loaded again.
+            # TRL requests them in its own calls. With the config set, they would also be requested in generation, where
+            # their loss fails with a cached prompt, and whenever the saved model is loaded.
             config.output_router_logits = routers
         self.probe_dataset = probe_dataset
         adapter = getattr(self.model, "active_peft_config", None)
         base = without_adapter(self.model)
         self._has_plain_loss = not self._is_vision_dataset and has_plain_loss(base, self.args)
         if self._has_plain_loss and self.args.ddp_find_unused_parameters is None and uses_all_weights(base):
-            # `Trainer` lets every process look for weights without a gradient, in every step.
+            # By default, `Trainer` lets every process look for weights without a gradient in every step.
             self.accelerator.ddp_handler.find_unused_parameters = False
         if data_collator is None and not self._is_vision_dataset:
             pad_id = int(self._tokenizer.pad_token_id or 0)
@@ -216,10 +217,10 @@ class InstructTrainer(RunTrainer, SFTTrainer):
                     sums, counts = self.sum_losses(self.model_wrapped, inputs)
                 else:
                     counts = (inputs["labels"][:, 1:] != IGNORED).sum(dim=1)
-                    # TRL's mean over the batch, spread over its rows.
+                    # TRL's mean over the batch, distributed over its rows.
                     loss: Any = super().compute_loss(self.model_wrapped, inputs)
                     sums = loss * counts
-            # Leaves out the rows that were repeated to make the last batch even among processes.
+            # Drops the rows that were repeated so that all processes have equal batches.
             sums, counts = self.accelerator.gather_for_metrics((sums.float(), counts))
             total += sums.sum().item()
             labels += int(counts.sum().item())
@@ -253,9 +254,10 @@ class InstructTrainer(RunTrainer, SFTTrainer):
     def get_eval_dataloader(self, eval_dataset: "Dataset | str | None" = None) -> "DataLoader[Any]":
         """Return the batches of a dataset; padded if there are several processes, and for `compute_metrics`.
 
-        Processes repeat rows to make the last batch even, which can be left out again only if each example has a row.
+        Rows are repeated so that all processes have equal batches; they can only be dropped again if each example has
+        its own row.
         """
-        # `Trainer` keeps one for all data sets where workers persist: the probe would be the validation split.
+        # With persistent workers, `Trainer` keeps one loader for all datasets: the probe would be the validation split.
         self.__dict__.pop("_eval_dataloaders", None)
         training = self.data_collator
         shares_rows = isinstance(training, SegmentCollator | PrefixSharingCollator)
@@ -271,5 +273,5 @@ class InstructTrainer(RunTrainer, SFTTrainer):
         if not batch_samples or "label_weights" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         count = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
-        # As for labels that are not shared: over all processes, where the gradients are averaged over them.
+        # As for labels that are not shared: summed over all processes if the gradients are averaged over them.
         return self.accelerator.gather(count).sum() if self.args.average_tokens_across_devices else count

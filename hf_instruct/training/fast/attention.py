@@ -1,8 +1,8 @@
 """Attention within the segments of one long row: each attends to its shared prefix and itself.
 
-PyTorch's `scaled_dot_product_attention` takes a mask, and on a CPU computes the full square of a row, of which a row of
-examples needs a fifth or less. Here segments of similar length are grouped into a block with the keys that they attend
-to, and a block is a few batched matrix products.
+PyTorch's `scaled_dot_product_attention` with a mask computes all pairs of tokens of a row on a CPU, of which a row of
+examples needs a fifth or less. Here, segments of similar length form a block with the keys that they attend to, and a
+block takes a few batched matrix products.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 _NAME = "hf_instruct_segments"
 # Options of attention that some models use and this does not support.
 _UNKNOWN = ("cache", "position_bias", "s_aux", "softcap")
-# Tokens of a segment that are attended to at once: the keys that only the last of them sees are computed for all.
+# Queries of a segment in one block: keys that only the last of them sees are computed for all.
 _MAX_QUERIES = 64
-# Scores of a block, for each head: few enough for all heads' to stay in a CPU's cache.
+# Scores of a block per head: few enough for those of all heads to fit into a CPU's cache.
 _MAX_SCORES = 48_000
-# Weights on more keys than this are computed again in the backward pass: kept, they would be the square of an example.
+# Attention weights on more keys than this are recomputed in the backward pass: stored, they grow quadratically.
 _MAX_KEPT_KEYS = 512
-# Queries and keys of a block are filled up to a multiple of this: a CPU builds a kernel for each new shape.
+# Queries and keys of a block are padded to a multiple of this, because a CPU builds a kernel for each new shape.
 _MULTIPLE = 16
 
 
@@ -81,8 +81,8 @@ class Segments:
 
     Attributes:
         blocks: Each segment is in one of them.
-        indices: Where each token of the row is among the queries of all blocks, laid end to end, [row]; of padding,
-            right behind the end.
+        indices: The index of each token of the row in the concatenated queries of all blocks, [row]; for padding, the
+            index after the last.
     """
 
     blocks: list[_Block]
@@ -90,7 +90,7 @@ class Segments:
 
 
 def build_segments(segments: Sequence[Segment], width: int) -> Segments:
-    """Return the segments of a row of `width` tokens, of which the last at least is padding."""
+    """Return the segments of a row of `width` tokens; at least the last token is padding."""
     parts = sorted(
         (part for segment in segments for part in _split(segment)), key=lambda part: (part.num_queries, part.num_keys)
     )
@@ -112,7 +112,7 @@ def build_segments(segments: Sequence[Segment], width: int) -> Segments:
 
 
 def _split(segment: Segment) -> Iterator[Segment]:
-    """Split a long segment into parts of similar length, each of which attends to those before it."""
+    """Split a long segment into parts of similar length; each also attends to the parts before it."""
     count = -(-segment.num_queries // _MAX_QUERIES)
     ends = [segment.first + segment.num_queries * part // count for part in range(count + 1)]
     for first, end in itertools.pairwise(ends):
@@ -148,7 +148,7 @@ def _build_block(group: Sequence[Segment], *, padding: int) -> _Block:
 class _SegmentAttention(torch.autograd.Function):
     """Softmax attention in blocks.
 
-    Products are in the training precision, but scores, their softmax and its gradient in fp32, as in fused kernels.
+    Products use the training precision; scores, their softmax and its gradient are in fp32, as in fused kernels.
     """
 
     @staticmethod
@@ -174,7 +174,7 @@ class _SegmentAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, *saved = ctx.saved_tensors
         for_queries: list[Tensor] = []
-        # In fp32, because tokens of a prefix are keys of many segments.
+        # In fp32, because they are summed over many segments for the keys of a prefix.
         for_key, for_value = torch.zeros(key.shape), torch.zeros(value.shape)
         for block, kept, noise in zip(ctx.segments.blocks, saved[::2], saved[1::2], strict=True):
             queries, keys, values = _gather(query, key, value, block)
@@ -201,7 +201,7 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, block: _Block) -> tuple[T
 
 
 def _weigh(queries: Tensor, keys: Tensor, block: _Block, scale: float) -> Tensor:
-    """Return what each key counts for each query, [key heads x segments, heads of a key x queries, keys]."""
+    """Return the attention weights, [key heads x segments, heads of a key x queries, keys]."""
     scores = _multiply_in_fp32(queries, keys.transpose(1, 2)).mul_(scale)
     num_segments, num_queries, num_keys = block.hidden.shape
     by_head = scores.view(len(scores) // num_segments, num_segments, -1, num_queries, num_keys)
@@ -225,17 +225,17 @@ def _by_head(products: Tensor, query: Tensor, block: _Block) -> Tensor:
 
 
 def _collect(parts: Sequence[Tensor], segments: Segments) -> Tensor:
-    """Return [heads, row, size] of what all blocks hold for their queries, [heads, queries, size] each."""
+    """Return [heads, row, size] of the outputs of all blocks, [heads, queries, size] each."""
     padding = parts[0].new_zeros(parts[0].shape[0], 1, parts[0].shape[2])
     return torch.cat([*parts, padding], dim=1).index_select(1, segments.indices)
 
 
 def _multiply_in_fp32(one: Tensor, other: Tensor) -> Tensor:
-    """Return the batched matrix product of two in fp32, which loses nothing of what they hold."""
+    """Return the batched matrix product of two tensors in fp32, without rounding either."""
     settings: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  (its types do not name it)
     before = settings.fp32_precision
     if one.dtype == torch.bfloat16:
-        # In fp32 they are bf16's numbers still: taken for such, nothing is lost, and it is several times faster.
+        # As fp32 they still hold bf16 numbers: multiplied as bf16, the result is the same, and several times faster.
         settings.fp32_precision = "bf16"
     try:
         with torch.autocast("cpu", enabled=False):
@@ -264,7 +264,7 @@ def _attend(
         key: [1, key heads, row, size]; each serves `heads / key heads` heads.
         value: As `key`.
         attention_mask: Ignored if segments are given.
-        segments: What sees what.
+        segments: Which tokens attend to which.
         scaling: Of the scores; one over the root of `size` by default.
         dropout: Rate at which attention weights are dropped.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _CastLinear(torch.autograd.Function):
-    """What autocast computes for a linear layer, except that backward casts the weight again instead of keeping it."""
+    """A linear layer under autocast, except that the backward pass casts the weight again instead of keeping it."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,10 +41,10 @@ def casting_linear_layers(model: "PreTrainedModel", *, enabled: bool) -> Iterato
     """Let a model's fp32 linear layers, the output head left out, cast their weights again at each use under autocast.
 
     Autocast keeps a bf16 copy of every weight from the forward to the backward pass: 0.6 GB for GPT-2 medium. The
-    numbers are the same; the second cast costs what reading the copy from memory would.
+    results are the same, and the second cast takes as long as reading the copy from memory would.
     """
     head = model.get_output_embeddings()
-    # Not what is derived from them: that may compute something else.
+    # Not their subclasses, which may compute something else.
     layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D) and module is not head]
     for layer in layers if enabled else ():
         layer.forward = _build_forward(layer)
@@ -60,7 +60,7 @@ def _build_forward(layer: nn.Module) -> Any:
     is_transposed = isinstance(layer, nn.Linear)
 
     def forward(inputs: Tensor) -> Tensor:
-        # While answers are generated autocast's own copies are kept from token to token.
+        # In generation, autocast keeps its own copies from token to token.
         if not torch.is_autocast_enabled(inputs.device.type) or torch.is_inference_mode_enabled():
             return original(inputs)  # type: ignore[no-any-return]
         weight: Any = layer.weight
@@ -75,9 +75,9 @@ def _build_forward(layer: nn.Module) -> Any:
 def halve_linear_weights(model: "PreTrainedModel") -> None:
     """Keep the weights of all linear layers but the output head in bf16, in place, at half their memory.
 
-    For a model whose weights (not biases) are frozen and that computes under bf16 autocast: that reads every such
-    weight as bf16 anyway, and would hold both kinds. Nothing it computes changes. The model is of no use without
-    autocast afterwards, and the tensors that it had are gone, other references to them included.
+    For a model whose weights (not biases) are frozen and that computes under bf16 autocast, which casts every such
+    weight to bf16 anyway and would keep both. The results do not change. Afterwards the model only works under
+    autocast, and its original tensors are gone, also for other references to them.
     """
     head = model.get_output_embeddings()
     for module in model.modules():
@@ -86,9 +86,9 @@ def halve_linear_weights(model: "PreTrainedModel") -> None:
             is_halved = is_linear and name == "weight"
             original = parameter.data
             if original.dtype != torch.float32:
-                # Quantised; or as it should be already, and shared by two layers perhaps.
+                # Quantized, or halved already because two layers share it.
                 continue
-            # The others are copied: all together map the file of the weights, which can go when none does.
+            # The others are copied: the file of the weights stays mapped as long as any tensor uses it.
             parameter.data = original.to(torch.bfloat16) if is_halved else original.clone()
             if is_halved:
                 drop_pages(original)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 # Widths are rounded up to a multiple of this, so that there are few matrix shapes: a CPU builds a kernel for each.
 WIDTH_MULTIPLE = 16
-# Of a batch, what is for the trainer and not for the model.
+# Keys of a batch that are for the trainer and not for the model.
 TRAINER_KEYS = ("labels", "label_weights", "num_tokens")
 _PREFIX, _PADDING = 0, -1
 
 
 def unpack(rows: Sequence[Mapping[str, list[int]]]) -> list[dict[str, list[int]]]:
-    """Return the examples of rows: one each, or as many as `seq_lengths` says of a row that TRL has packed."""
+    """Return the examples of rows: one per row, or as many as `seq_lengths` has in a row that TRL packed."""
     examples = []
     for row in rows:
         ids, start = list(row["input_ids"]), 0
@@ -58,21 +58,21 @@ class PaddingCollator:
 class PrefixSharingCollator:
     """Concatenates the examples of a batch into few rows, each with its shared prompt prefix only once.
 
-    With a 4-D mask each example attends to the prefix and itself, and its positions continue from the prefix, so every
-    token is computed from the same tokens as alone, and the loss equals that of the padded batch. Half of the tokens of
-    a batch of Alpaca prompts are preamble or padding, which this removes. Examples are sorted by their tokens first, so
-    that those of one template, or with one instruction, land in one row and share more.
+    With a 4-D mask each example attends to the prefix and itself, and its positions continue from the prefix. So every
+    token is computed from the same tokens as in a row of its own, and the loss equals that of the padded batch. Half of
+    the tokens of a batch of Alpaca prompts are preamble or padding, which this removes. Examples are sorted by their
+    tokens first, so that those with the same template or instruction are in one row and share more.
 
-    It serves any causal language model that obeys a 4-D mask and `position_ids` under SDPA or eager attention, and as
-    the `data_collator` of any trainer whose rows carry `input_ids` and `labels` (TRL's do). With dropout, examples
-    that share a prefix share its noise.
+    It works with any causal language model that respects a 4-D mask and `position_ids` under SDPA or eager attention,
+    and as the `data_collator` of any trainer whose rows have `input_ids` and `labels` (TRL's do). With dropout,
+    examples that share a prefix share its noise.
 
     Args:
         pad_id: Padding id; its value does not matter, because it is masked.
         row_length: Maximum number of tokens in a row; a longer example gets its own row. Attention is quadratic in it.
-        additive_mask: Return the mask as numbers to add to the scores, which eager attention needs, and not as
-            booleans, which SDPA takes as they are.
-        weighted: Let tokens that carry a label be shared too (they do when the loss is on the whole text), and return
+        additive_mask: Return the mask as numbers to add to the scores, for eager attention, and not as booleans, for
+            SDPA.
+        weighted: Also share tokens that carry a label (as when the loss is on the whole text), and return
             `label_weights` and `num_tokens` for a trainer that reads them, as `InstructTrainer` does.
     """
 
@@ -111,13 +111,13 @@ class PrefixSharingCollator:
 class SegmentCollator:
     """Concatenates the examples of a batch into one row, with each shared prompt prefix only once.
 
-    As `PrefixSharingCollator` with weights, for a model under `segment_attention`: what sees what is said by
-    `segments` and not by a mask, so a row may be of any length, and nothing is repeated or filled up.
+    As `PrefixSharingCollator` with weights, for a model under `segment_attention`: `segments` and not a mask says which
+    tokens attend to which, so a row may be of any length, and prefixes are not repeated.
 
     Args:
         pad_id: Padding id; its value does not matter, because nothing attends to it.
-        weighted: Let tokens that carry a label be shared too. Otherwise each label is of one example, and `owners` says
-            of which.
+        weighted: Also share tokens that carry a label. Otherwise each label belongs to one example, and `owners` says
+            to which.
     """
 
     def __init__(self, pad_id: int, *, weighted: bool = True) -> None:
@@ -130,7 +130,7 @@ class SegmentCollator:
         Returns:
             `input_ids`, `position_ids`, `labels` and `label_weights` (or `owners`, the index in `rows` of the example
             that each token is of), each [1, width]; `segments`, for attention;
-            `attention_mask`, [1, 1, 1, 1], which keeps models from making one; `num_tokens`, the tokens of all
+            `attention_mask`, [1, 1, 1, 1], so that models do not build one; `num_tokens`, the tokens of all
             examples, a plain number.
         """
         import torch
@@ -150,7 +150,7 @@ class SegmentCollator:
                 start, end = end, end + len(example.ids) - row.shared
                 segments.append(Segment(prefix, start, start, end))
             whole.extend(_pack(row.members, row.shared))
-        # Padding at the end, in any case: attention has it stand for what is not there.
+        # At least one token of padding, which attention uses as a placeholder.
         width = (len(whole.ids) // WIDTH_MULTIPLE + 1) * WIDTH_MULTIPLE
         batch = _fill_up([whole], width, self.pad_id)
         del batch["members"], batch["owners" if self.weighted else "label_weights"]
@@ -166,10 +166,10 @@ class _Example:
 
     Attributes:
         ids: Its tokens.
-        labels: Its labels, without that of the first token, which nothing predicts.
+        labels: Its labels; the first token, which nothing predicts, has none.
         index: Which row of the batch it is.
-        common: First tokens, labels included, that it has in common with the example before it.
-        free: First tokens that can be shared without a thought to labels: all before the one that predicts the first.
+        common: Number of first tokens that it has in common with the example before it, labels included.
+        free: Number of first tokens that can always be shared: those before the token that predicts the first label.
     """
 
     ids: list[int]
@@ -207,7 +207,7 @@ class _PackedRow:
 
 
 def _sort(rows: Sequence[Mapping[str, list[int]]]) -> list[_Example]:
-    """Return examples in an order that puts those with most tokens in common next to each other."""
+    """Return examples sorted so that those with most tokens in common are next to each other."""
     examples = enumerate(unpack(rows))
     tokens = sorted((one["input_ids"], [IGNORED, *one["labels"][1:]], index) for index, one in examples)
     pairs = zip(tokens, [tokens[0], *tokens], strict=False)
@@ -215,7 +215,7 @@ def _sort(rows: Sequence[Mapping[str, list[int]]]) -> list[_Example]:
 
 
 def _balance(examples: Sequence[_Example], row_length: int, weighted: bool) -> list[_Row]:
-    """Return the rows for sorted examples: as few as `row_length` allows, then as even as that number allows."""
+    """Return as few rows of sorted examples as `row_length` allows, with lengths as even as possible."""
     best = _fill_rows(examples, row_length, weighted)
     low, high = 1, min(row_length, max(row.length for row in best))
     while low < high:
@@ -233,7 +233,7 @@ def _fill_rows(examples: Sequence[_Example], limit: int, weighted: bool) -> list
     for example in examples:
         if rows:
             joined = _join(rows[-1], example, weighted)
-            # Apart where that is shorter: an example of another template would take the others' prefix from them.
+            # In a row of its own if that is shorter: with an example of another template, the others share no prefix.
             if joined.length <= min(limit, rows[-1].length + len(example.ids)):
                 rows[-1] = joined
                 continue
@@ -245,7 +245,7 @@ def _join(row: _Row, example: _Example, weighted: bool) -> _Row:
     members = [*row.members, example]
     common = min(row.common, example.common)
     free = min(member.free for member in members)
-    # With weights labels are shared as well; all but the last token in common, which stands before the first own one.
+    # With weights labels are shared too: all common tokens but the last, which predicts the first own one.
     return _Row(members, common, max(min(common, free), common - 1 if weighted else 0))
 
 
@@ -273,8 +273,8 @@ def _pack(examples: Sequence[_Example], shared: int) -> _PackedRow:
         own = example.labels[shared:]
         weights = [int(label != IGNORED) for label in own]
         if own[0] != IGNORED:
-            # A label that all have in common and the last prefix token predicts: only the first example's stands
-            # right behind that token, so it counts for all of them.
+            # All examples have this label in common, and the last prefix token predicts it. Only that of the first
+            # example directly follows that token, so it counts for all of them.
             weights[0] = len(examples) if member == 1 else 0
             own[0] = own[0] if member == 1 else IGNORED
         row.ids += example.ids[shared:]
@@ -287,7 +287,7 @@ def _pack(examples: Sequence[_Example], shared: int) -> _PackedRow:
 
 
 def _fill_up(rows: Sequence[_PackedRow], width: int, pad_id: int) -> dict[str, Any]:
-    """Return the tokens of rows, and what goes with each, filled up with padding, all [rows, width]."""
+    """Return the padded tokens of rows and their positions, labels and so on, all [rows, width]."""
     import torch
 
     def fill(values: list[list[int]], value: int) -> torch.Tensor:

@@ -14,20 +14,20 @@ from hf_instruct.prompt_tokens import IGNORED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Label positions are filled up to a multiple of this: a CPU builds a kernel, a quarter of a second for a head of 50,000
-# rows, for each new number of them.
+# Label positions are padded to a multiple of this: a CPU builds a kernel for each new number of them, which takes a
+# quarter of a second for a head of 50,000 rows.
 _POSITIONS_MULTIPLE = 32
-# Rows of logits handled in fp32 at once on a CPU: few enough to stay in its cache.
+# Rows of logits in fp32 at once on a CPU: few enough to fit into its cache.
 _CPU_CHUNK = 16
-# Elsewhere each row more costs no time and each pass more does: as many as fit these fp32 numbers, 256 MB.
+# On other devices large chunks are faster: as many rows as fit into this many fp32 numbers, 256 MB.
 _CHUNK_ELEMENTS = 2**26
 
 
 class _LabelLosses(torch.autograd.Function):
     """Cross entropy of `hidden @ weight.T`, without the logits ever being whole in fp32.
 
-    The gradient with respect to the logits takes the logits' place as soon as their loss is known, in the training
-    precision, so that neither they nor their logarithms are kept or computed twice.
+    The gradient with respect to the logits replaces them in memory, in the training precision, as soon as their loss is
+    known. So neither they nor their logarithms are stored or computed twice.
     """
 
     @staticmethod
@@ -62,9 +62,9 @@ class _LabelLosses(torch.autograd.Function):
 
 
 def find_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row and the column, less one, of each label in [rows, seq], in their order, [labels] each.
+    """Return the row, and the column minus one, of each label in [rows, seq], in order, [labels] each.
 
-    A GPU's answer has to be waited for, so it is best asked before the forward pass is under way.
+    This waits for a GPU, so it is best called before the forward pass.
     """
     rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
     return rows, columns
@@ -77,7 +77,7 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, where: tupl
         hidden: The model's last hidden states, [rows, seq, width].
         labels: Token ids, `IGNORED` if there is no loss, [rows, seq]; each is predicted by the position before it.
         head: The output layer, from width to vocabulary.
-        where: What `find_labels` said of the labels.
+        where: The result of `find_labels` for the labels.
     """
     rows, columns = where
     count = len(rows)
@@ -88,12 +88,12 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, where: tupl
     states = hidden.flatten(0, 1).index_select(0, positions)  # [positions, width]
     targets = functional.pad(labels[rows, columns + 1], padding)
     device = hidden.device.type
-    # What a matrix product would compute in here.
+    # The precision of a matrix product here.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if type(head) is nn.Linear and head.bias is None and dtype != torch.float16:
         losses: Tensor = _LabelLosses.apply(states.to(dtype), head.weight.to(dtype), targets)
     else:
-        # fp16 would lose small gradients before the scaler can lift them.
+        # In fp16, small gradients would be lost before the scaler can scale them.
         losses = functional.cross_entropy(head(states).float(), targets, reduction="none")
     return losses[:count]
 
@@ -101,8 +101,8 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, where: tupl
 def has_plain_head(model: "PreTrainedModel") -> bool:
     """Return whether a model's logits are its output layer applied to its last hidden state, and nothing else.
 
-    It is tried: soft caps, scales and layers in between have other names in each family. A loss on where a router sends
-    the tokens would be one more.
+    It is tried out, because each model family has its own names for soft caps, scales and layers in between. A router's
+    loss would be added to that of the logits.
     """
     head = model.get_output_embeddings()
     if head is None or model.base_model is model or hasattr(model.config.get_text_config(), "output_router_logits"):
@@ -114,19 +114,19 @@ def has_plain_head(model: "PreTrainedModel") -> bool:
 
 
 def uses_all_weights(model: "PreTrainedModel") -> bool:
-    """Return whether each weight takes part in every loss: not where a router leaves experts out, or an image lacks."""
+    """Return whether every weight contributes to every loss; with experts or an image encoder, some may not."""
     return not model.config.sub_configs and not any("expert" in name for name, _ in model.named_modules())
 
 
 def add_label_losses(model: "PreTrainedModel") -> None:
-    """Let a causal language model's forward take `loss_labels` and return the loss at each of them.
+    """Let the forward method of a causal language model take `loss_labels` and return the loss at each of them.
 
-    It is a keyword of `forward`, rather than a function beside it, so that DDP, FSDP and PEFT, which wrap the call,
-    still see it. Without the keyword the forward is the original one.
+    It is a keyword of `forward` and not a separate function, so that the wrappers of DDP, FSDP and PEFT still apply.
+    Without the keyword the forward pass is unchanged.
     """
     original = model.forward
 
-    # `generate` checks its arguments against the class's signature, so that must stay visible.
+    # `generate` checks its arguments against the signature of the class, which must stay visible.
     @functools.wraps(type(model).forward)
     def forward(*arguments: Any, loss_labels: Tensor | None = None, **keywords: Any) -> Any:
         if loss_labels is None:

@@ -15,7 +15,7 @@ class BackwardAdamW(AdamW):
     """`torch.optim.AdamW` that steps during the backward pass.
 
     Each weight is updated by the same arithmetic and with the same state as in `AdamW`, only earlier, and its gradient
-    is freed immediately: GPT-2 medium needs 1.4 GB less. For one backward pass a step, and nothing that must see all
+    is freed immediately: GPT-2 medium needs 1.4 GB less. For one backward pass per step, and nothing that needs all
     gradients before the first update: no accumulation, no clipping by norm, no gradient scaler, one process.
 
     The idea: https://docs.pytorch.org/tutorials/intermediate/optimizer_step_in_backward_tutorial.html
@@ -32,7 +32,7 @@ class BackwardAdamW(AdamW):
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def step_one(parameter: Tensor) -> None:
             groups = self.param_groups
-            # The group as it is now: a scheduler changes its learning rate from step to step.
+            # The current group: a scheduler changes its learning rate from step to step.
             self.param_groups = [{**groups[index], "params": [parameter]}]
             try:
                 super(BackwardAdamW, self).step()
@@ -55,7 +55,7 @@ class BackwardAdamW(AdamW):
 def build_optimizer(arguments: "SFTConfig") -> tuple[type[AdamW], dict[str, Any]] | None:
     """Return `BackwardAdamW` and its settings if nothing needs all gradients at once, otherwise None for TRL's choice.
 
-    On a GPU one fused call for all weights is faster, and memory is dealt with by other means.
+    On a GPU one fused call for all weights is faster, and there are other ways to save memory.
     """
     if (
         arguments.device.type != "cpu"

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What autocast costs besides the products must not eat the gain.
+# How much faster bf16 must be to make up for the casts of autocast.
 _WORTHWHILE = 1.2
-# Tokens of the product that is timed, and the most weights: 2 GFLOP, some 20 ms on two cores.
+# Tokens of the product that is timed, and its largest number of weights: 2 GFLOP, about 20 ms on two cores.
 _TOKENS, _MAX_WEIGHTS = 256, 4_000_000
 _TURNS = 5
 
@@ -42,7 +42,7 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
         device: `cuda`, `mps` or `cpu`.
     """
     if model.dtype == torch.bfloat16 and not is_quantized(model):
-        # They are multiplied in bf16 in any case.
+        # Its weights are multiplied in bf16 in any case.
         return True
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -63,10 +63,10 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
 def _find_shape(model: "PreTrainedModel") -> tuple[int, int] | None:
     """Return inputs and outputs of the linear layers that do most of the work, or None if there are none."""
     weights: Counter[tuple[int, int]] = Counter()
-    # The head, the largest by far, is computed at a few positions only.
+    # The head is by far the largest, but is computed at few positions.
     head = model.get_output_embeddings()
     for layer in model.modules():
-        # Not of the weight itself: a quantized one has another shape.
+        # Not the shape of the weight, which differs if it is quantized.
         if isinstance(layer, nn.Linear) and layer is not head:
             weights[layer.in_features, layer.out_features] += layer.in_features * layer.out_features
         elif isinstance(layer, Conv1D):
@@ -78,23 +78,23 @@ def _find_shape(model: "PreTrainedModel") -> tuple[int, int] | None:
 
 
 def _find_rates(shape: tuple[int, int]) -> tuple[float, float]:
-    """Return what `_measure_rates` says, as it is kept for this machine from the first time on."""
-    # A cache folder may be shared by machines: each has a name.
+    """Return the result of `_measure_rates`, which is measured once and then cached for this machine."""
+    # Several machines may share a cache folder, so the key has their name.
     key = repr((platform.node(), platform.machine(), torch.get_num_threads(), torch.__version__, shape))
     path = cache_folder() / "precision" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         full, half = json.loads(path.read_text())
         return float(full), float(half)
     full, half = _measure_rates(*shape)
-    # Measured again next time where the folder cannot be written.
+    # If the folder cannot be written, it is measured again next time.
     with contextlib.suppress(OSError):
         write_json(path, [round(full, 2), round(half, 2)])
     return full, half
 
 
 def _measure_rates(inputs: int, outputs: int) -> tuple[float, float]:
-    """Return the GFLOP/s of a product in float32 and in bf16: the best of a few turns of each, by turns."""
-    # Where bf16 is emulated it is a hundred times slower, and the whole product would take seconds.
+    """Return the GFLOP/s of a product in float32 and in bf16: the best of a few alternating turns."""
+    # Emulated bf16 is a hundred times slower, and the whole product would take seconds.
     trial = _time_products(16, min(inputs, 256), min(outputs, 256))
     return trial if trial[1] < trial[0] / 4 else _time_products(_TOKENS, inputs, outputs)
 

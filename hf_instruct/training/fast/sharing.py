@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tokens a row may hold under a mask. Longer rows repeat the prefix less often, but attention costs their square.
-# Measured on a CPU (docs/performance.md); elsewhere attention is cheap beside the rest up to about a thousand.
+# Maximum tokens of a row with a mask. Longer rows repeat the prefix less often, but attention is quadratic in their
+# length. Measured on a CPU (docs/performance.md); on other devices attention is cheap up to about a thousand tokens.
 _ROW_LENGTHS = {"cpu": 256}
 _ROW_LENGTH = 1024
 
 
 def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
     """Return whether the loss of a run is the cross entropy of a model's plain head, as in `add_label_losses`."""
-    # The first process answers for all: the weights of the others may not be there yet.
+    # The first process decides for all: the others may not have their weights yet.
     is_plain = arguments.loss_type == "nll" and not arguments.label_smoothing_factor
     return is_plain and on_main_process(lambda: has_plain_head(model))
 
@@ -48,10 +48,10 @@ def build_collator(
 
     On a CPU a batch is one row of segments; elsewhere, and under eager attention, it is a few rows with a mask. A model
     whose loss must be TRL's own, that ignores a 4-D mask, or whose window is shorter than the rows gets padded batches,
-    and a line in the log says why.
+    and the log says why.
 
     Args:
-        plain_loss: What `has_plain_loss` said.
+        plain_loss: The result of `has_plain_loss`.
         lora: The model's adapter.
     """
     reason = find_reason_to_pad(model, arguments, plain_loss=plain_loss, lora=lora)
@@ -92,7 +92,7 @@ def build_segments(
 ) -> SegmentCollator | None:
     """Return the collator that makes a batch one row of segments, or None elsewhere than on a CPU under SDPA."""
     is_cpu = arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    # A compiled step would be compiled again for each number of blocks.
+    # A compiled step would be recompiled for each number of blocks.
     if not is_cpu or arguments.torch_compile:
         return None
     segments = SegmentCollator(pad_id)
@@ -102,13 +102,13 @@ def build_segments(
 def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCollator | SegmentCollator) -> bool:
     """Return whether a model gives the same result for two examples that share a row as in padded rows.
 
-    State-space layers, ALiBi and some attention kernels pay no heed to a 4-D mask, and would train on text that mixes
-    the examples of a row.
+    State-space layers, ALiBi and some attention kernels ignore a 4-D mask, so examples of a row would attend to each
+    other.
     """
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(size, (40,), generator=generator).tolist()
-    # A prefix of 8 tokens, then 12 and 20 of their own, in the order in which the collator lays them out.
+    # A prefix of 8 tokens, then 12 and 20 of their own, in the order of the collator.
     examples = sorted([ids[:8] + ids[8:20], ids[:8] + ids[20:40]])
     rows = [{"input_ids": example, "labels": [IGNORED] * 12 + example[12:]} for example in examples]
     attention = segment_attention(model) if isinstance(collator, SegmentCollator) else contextlib.nullcontext()
@@ -126,7 +126,7 @@ def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCol
                 for collate in (collator, PaddingCollator(0))
             )
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        # Of a mask of this shape, or of positions that start again. Without memory for 40 tokens, nothing would train.
+        # The model does not support masks of this shape, or positions that restart.
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
         logger.info("%s does not support shared rows: %s", type(model).__name__, error)
@@ -135,5 +135,5 @@ def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCol
     expected = torch.cat([other[0, :first], other[1, 8:second]])  # [tokens, width]
     difference = (one[0, : len(expected)] - expected).norm() / expected.norm()
     logger.debug("Shared rows differ by %.1e", difference)
-    # Rounding is far below these, and what leaks from another example far above.
+    # Rounding errors are far below these limits, and attention to another example is far above.
     return bool(difference < (1e-3 if computes_in_float32(model) else 5e-2))
