@@ -58,7 +58,7 @@ def test_summary_names_what_is_missing(tmp_path: Path) -> None:
     summary = format_summary(run)
     assert re.search(r"^validation loss +1\.193 +0\.722$", summary, flags=re.MULTILINE)
     assert "score" not in summary
-    assert summary.endswith(f"! Missing: the tuned model's answers. Create it with `hf-instruct generate {run.path}`.")
+    assert summary.endswith(f"! Missing: the tuned model's answers. Run `hf-instruct generate {run.path}`.")
 
 
 @pytest.mark.parametrize("width", [80, 100])

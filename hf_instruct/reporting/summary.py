@@ -48,7 +48,7 @@ def format_summary(run: RunFolder, *, width: int | None = None) -> str:
         else [],
         [
             *(textwrap.fill(f"! {_one_line(f.text)}", width, subsequent_indent="  ") for f in list_findings(results)),
-            *(f"! Missing: {part.what}. Create it with `{part.command}`." for part in list_missing(results)),
+            *(f"! Missing: {part.what}. Run `{part.command}`." for part in list_missing(results)),
         ],
         [f"{name:{_LABEL_WIDTH}}{path}" for name, path in paths if path.exists()],
     ]
