@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SECONDS_BETWEEN_LOOKS = 0.05
-# Logits divided by less overflow; only the most likely token would be left anyway.
+# Logits divided by less overflow, and only the most likely token would be left anyway.
 _MIN_TEMPERATURE = 0.01
 
 
@@ -68,7 +68,7 @@ class ChatSettings(BaseModel):
         fields = self.model_dump(exclude={"seed"})
         if self.temperature < _MIN_TEMPERATURE:
             return {name: fields[name] for name in ("max_new_tokens", "repetition_penalty")}
-        # Seeded even where no seed is set: other threads draw from PyTorch's own generator.
+        # Seeded even if no seed is set, because other threads use PyTorch's global generator.
         seed = secrets.randbits(32) if self.seed is None else self.seed
         return {**fields, "do_sample": True, "seeds": [seed]}
 
@@ -267,7 +267,7 @@ def find_run(name: str) -> RunFolder | None:
         if RunFolder(folder).config.is_file():
             return RunFolder(folder)
     is_model = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
-    # `name/name` with no such folder may be on the Hub; under a folder that is here, it is a typing error.
+    # `name/name` may be on the Hub if there is no such folder; below an existing folder, it is a typo.
     is_path = path.exists() or name.startswith((".", "/", "~")) or (len(path.parts) > 1 and path.parent.is_dir())
     if is_path and not is_model:
         RunFolder(path).load_experiment()

@@ -41,7 +41,7 @@ class Conversation:
     """
 
     def __init__(self, model: ChatModel, *, system: str = "", settings: ChatSettings | None = None) -> None:
-        """Begin.
+        """Start a conversation.
 
         Raises:
             ConfigError: There is a system message, and the prompt format has no place for it.
@@ -54,13 +54,13 @@ class Conversation:
 
     @property
     def system(self) -> str:
-        """What the model is told before the first question; empty for what its template says by itself."""
+        """The system message; empty for the default of the model's template."""
         return self._system
 
     @system.setter
     def system(self, text: str) -> None:
         text = check_text(text, what="system text").strip() if text.strip() else ""
-        # A template that refuses it does so now.
+        # A template that does not support it fails here.
         self.model.encode("Q", system=text)
         self._system = text
 
@@ -100,7 +100,7 @@ class Conversation:
 
     def _start(self, question: str, history: list[Turn], stop: threading.Event | None) -> Iterator[str]:
         prompt, self.longest = self._fit(question, history)
-        # Another answer to the same question should be another one; the conversation as a whole repeats.
+        # The same question should get another answer, while the whole conversation stays reproducible.
         seed = None if self.settings.seed is None else (self.settings.seed + self._num_answers) % 2**32
         self._num_answers += 1
         settings = self.settings.change(max_new_tokens=self.longest, seed=seed)
@@ -140,7 +140,7 @@ class Conversation:
 
         if limit is None:
             return encode(0), most
-        # A longest answer of the whole context would leave no turn in it.
+        # If `max_new_tokens` is the whole context, there must still be room for turns.
         kept_free = min(most, limit // 2)
         first = bisect.bisect_left(range(len(turns)), True, key=lambda first: len(encode(first)) + kept_free <= limit)
         prompt = encode(first)

@@ -244,12 +244,12 @@ def explore_beams(
             f"A beam tree needs 2 to {vocabulary:,} beams (1 is greedy search) and at least 1 token; `num_beams` is "
             f"{num_beams}, `length` is {length}."
         )
-    # A model made smaller may still name the end of the one it was made from, which it cannot write.
+    # A model that was made smaller may still have the end token of the original, beyond its vocabulary.
     ends = {end for end in find_ends(model, tokenizer) if end < vocabulary}
     followed: set[tuple[int, ...]] = set()
 
     def watch(rows: "Tensor", scores: "Tensor") -> "Tensor":
-        """Note what the beams consist of; a logits processor that changes nothing."""
+        """Record the tokens of the beams; a logits processor that changes nothing."""
         followed.update(tuple(row) for row in rows[:, len(ids) :].tolist())
         return scores
 
@@ -289,7 +289,7 @@ def _build_nodes(
     for leaf in leaves:
         steps = _log_probabilities(model, ids, leaf)
         logs |= {leaf[:end]: steps[:end] for end in range(1, len(leaf) + 1)}
-    # Likelier tokens first, each with all below it. Of each token one number: in bf16 it differs a little by the leaf.
+    # Likelier tokens first, each followed by those below it. In bf16 a token's number differs slightly between leaves.
     ordered = sorted(
         paths, key=lambda path: [(-logs[path[:end]][-1], path[end - 1]) for end in range(1, len(path) + 1)]
     )
@@ -316,7 +316,7 @@ def compare_strategies(
     seed: int = 123,
     end_id: int,
 ) -> list[Continuation]:
-    """Return a text continued by each of some strategies, in their order.
+    """Return the continuation of a text by each strategy, in the given order.
 
     Args:
         ids: The prompt, from `encode_text`.
@@ -356,7 +356,7 @@ def _measure(
     new: tuple[int, ...],
     stopped: bool,
 ) -> Continuation:
-    """Return a continuation with what the model makes of it; `ids` is the prompt, `new` what follows."""
+    """Return a continuation with its probability under the model; `ids` is the prompt, `new` the continuation."""
     total = math.fsum(_log_probabilities(model, ids, new))
     # Beyond this many nats per token a float overflows.
     perplexity = math.exp(min(-total / len(new), 700))

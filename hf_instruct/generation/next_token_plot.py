@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST_LABEL = 18
-# What becomes of a token, as `generate()` goes about it: top-k first, then top-p of what is left; and its bar's role in
-# `plots.COLORS`.
+# What happens to a token in `generate()`, which applies top-k before top-p; and the key of its color in `plots.COLORS`.
 _FATES = {"can be drawn": "tuned", "cut by top-p": "train", "cut by top-k": "untuned"}
 
 
@@ -36,7 +35,7 @@ def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Fig
     left.set_ylim(len(tokens) - 0.4, -0.6)
     left.set_xlabel("probability of the next token, %")
     for index, (temperature, marker) in enumerate(zip(TEMPERATURES, "v^os", strict=True)):
-        # On a logarithmic axis what is all but impossible would squeeze the rest.
+        # On a logarithmic axis, nearly impossible tokens would leave little room for the rest.
         points = [(100 * token.at[index], row) for row, token in enumerate(tokens) if token.at[index] >= 1e-6]
         shape = {"marker": marker, "markersize": 4.5, "linewidth": 0.8}
         right.plot(*zip(*points, strict=True), **shape, label=f"{temperature:g}")

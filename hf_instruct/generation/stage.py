@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Fields of the section that `generate()` does not get: they are not `GenerationConfig`'s, or given apart.
+# Fields of the section that are not `GenerationConfig`'s, or are passed separately.
 _OWN_FIELDS = set(GenerateSection.model_fields) - {"do_sample"}
 
 
@@ -61,7 +61,7 @@ def _copy_untuned(run: RunFolder, examples: list[Example], experiment: Experimen
     known = {row.id for row in recover_rows(run.responses, Response) if row.model == UNTUNED}
     if experiment.start == UNTUNED or known or not before.config.is_file():
         return
-    # Other settings say how many and how fast, or are of another model's server.
+    # The other settings are about the number and the speed of the answers, or about another model's server.
     names = {"limit", "concurrency", "batch_size", "base", "endpoint", "model"}
     given = [plain_values(one)["generate"] for one in (experiment, before.load_experiment())]
     ours, theirs = ({"generate": {name: one[name] for name in one if name not in names}} for one in given)
@@ -81,7 +81,7 @@ def _copy_untuned(run: RunFolder, examples: list[Example], experiment: Experimen
 def _answer_with(
     which: str, run: RunFolder, examples: list[Example], experiment: Experiment, prompt_format: PromptFormat
 ) -> None:
-    """Answer those of the examples that have no row of a model yet; the processes share them."""
+    """Answer the examples that a model has not answered yet; several processes share them."""
     name = f" ({experiment.model.name})" if which != TUNED else ""
     description = f"Answering, {run.read_provenance().label(which)}{name}"
     rank, num_processes = process_rank(), count_processes()
@@ -94,7 +94,7 @@ def _answer_with(
     if finished:
         total = len(finished) + len(remaining)
         logger.info("%s: continuing after %d of %d answers", description, len(finished), total)
-    # Nobody writes into the file that the others may still be reading.
+    # With several processes, none writes to the file that others may still be reading.
     is_alone = num_processes == 1
     answer_to_file(
         run.responses if is_alone else run.response_part(rank),
@@ -166,14 +166,14 @@ def load_model_of_run(
         **base.loading,
     )
     if is_base:
-        # The tuned model's is saved with it. An answer, and the loss of a reference, end in one token for both.
+        # The tuned model has its tokenizer. Answers and references must end in the same token for both models.
         adjust_tokenizer(tokenizer, {"eos_token": experiment.training.get("eos_token")})
     move_to_best_device(model)
     return model, tokenizer
 
 
 def _merge(run: RunFolder, examples: list[Example]) -> None:
-    """Write what is answered into `responses.jsonl`, each model in the order of the test split, without other files.
+    """Merge all answers into `responses.jsonl`, for each model in the order of the test split; delete the other files.
 
     After an interruption in between, files of processes repeat rows of `responses.jsonl`, which is harmless.
     """
@@ -189,7 +189,7 @@ def _merge(run: RunFolder, examples: list[Example]) -> None:
 
 
 def check_answering(run: RunFolder, experiment: Experiment) -> None:
-    """Raise what answering would raise, before hours of training or before the answers there are get deleted.
+    """Raise the errors of answering early: before hours of training, or before existing answers are deleted.
 
     Raises:
         ConfigError: Transformers refuses the generation settings.
@@ -222,7 +222,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
 
 
 def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
-    """Generate a token with a model of one tiny layer: what the settings do wrong, they do at the first token."""
+    """Generate a token with a model of one tiny layer: settings that fail do so at the first token."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 

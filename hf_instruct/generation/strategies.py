@@ -16,7 +16,7 @@ EXPLORED_STRATEGIES = ("greedy", "beam", "sample", "top-k", "top-p")
 # Fields of `GenerationConfig` that belong to some strategies only: set with another, they would do nothing.
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
-# All that a strategy decides; with a new strategy, what an older one has set of these no longer holds.
+# All fields that a strategy sets; a new strategy replaces the values of the old one.
 STRATEGY_FIELDS = ("do_sample", *_OF_SAMPLING, *_OF_BEAMS)
 # Transformers takes some values beyond these for "off".
 _RANGES = {

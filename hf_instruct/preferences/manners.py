@@ -82,7 +82,7 @@ class _Rewriting(JudgingPass[Rewrite]):
         return Verdict(1, parse_text(reply.text, _KEY))
 
     def build(self, task: Task, answers: list[Answer]) -> Rewrite:
-        """Return the row of an example, given what came of the one question about it."""
+        """Return the row of an example, given the answer to its question."""
         answer = answers[0]
         return Rewrite(
             id=task.id,

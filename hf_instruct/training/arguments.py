@@ -86,7 +86,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     arguments.include_num_input_tokens_seen = "no" if kind == "GRPOConfig" else "non_padding"
     if kind != "GRPOConfig":
         arguments.padding_free = False
-        # The tokenizer has it already, where the model has an embedding for it.
+        # The tokenizer has it already, if the model has an embedding for it.
         arguments.pad_token = None
     if kind == "SFTConfig":
         # Our collators avoid padding if that is exact, and the rows are already prepared.
@@ -96,7 +96,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
         if arguments.assistant_only_loss:
             arguments.assistant_only_loss, arguments.completion_only_loss = False, True
     elif kind == "DPOConfig":
-        # The reference is the model as it is now; otherwise TRL would load what its path names a second time.
+        # The reference is the model as it is now; otherwise TRL would load it from its path again.
         arguments.precompute_ref_log_probs = True
     # It would hide a diverged loss in the mean of the others.
     arguments.logging_nan_inf_filter = False
@@ -112,7 +112,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
 
 
 def _list_changed(values: Any) -> dict[str, Any]:
-    """Return the fields of a configuration that are not at their defaults; `output_dir` is not one to be given."""
+    """Return the fields of a configuration that are not at their defaults, except `output_dir`."""
     fields = [field for field in dataclasses.fields(values) if field.name != "output_dir"]
     return {field.name: value for field in fields if (value := getattr(values, field.name)) != field.default}
 
@@ -122,7 +122,7 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
 
     # TRL writes them to files and passes them to the trackers in `report_to`.
     settings: dict[str, Any] = redact({**DEFAULTS[kind], **values})
-    # TRL would warn of it.
+    # TRL would warn about it.
     settings.pop("pad_token", None)
     # The older names of the same settings; TRL turns the first on by default, which costs a second forward pass.
     settings["activation_checkpointing"] = (
@@ -134,12 +134,12 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     # TRL would use bf16 by default.
     settings["bf16"] = bool(settings.get("bf16"))
     settings["dataloader_pin_memory"] = settings.get("dataloader_pin_memory", device == "cuda")
-    # What the accelerator's workers log is ours to show. By its level, TRL would decide whether there is a bar.
+    # We show what the workers log. Otherwise, TRL would decide by the level whether there is a progress bar.
     settings = {"log_level": "error", "disable_tqdm": False, **settings}
     if kind == "GRPOConfig":
         # Held-out prompts get one greedy answer each; TRL would want whole groups in a batch of them.
         settings.setdefault("num_generations_eval", 1)
-        # What is measured on them has no loss.
+        # Their evaluation has no loss.
         if settings.get("load_best_model_at_end") or settings.get("save_strategy") == "best":
             settings.setdefault("metric_for_best_model", "reward")
     with translated_refusals(f"The `{SECTIONS[kind]}` section is refused by TRL:"):
@@ -250,7 +250,7 @@ def find_linear_layers(model: "PreTrainedModel") -> dict[str, str]:
 
     head = model.get_output_embeddings()
     return {
-        # bitsandbytes replaces layers, and remembers what they were.
+        # bitsandbytes replaces layers, and keeps their original class.
         name.rpartition(".")[2]: getattr(module, "source_cls", type(module)).__name__
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
