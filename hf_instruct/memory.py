@@ -41,7 +41,6 @@ def place_large_blocks_apart() -> None:
     _set_malloc({_MMAP_THRESHOLD: 128 * 1024})
 
 
-@functools.cache
 def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for reuse, and return whether it supports this (glibc on Linux).
 
@@ -49,6 +48,12 @@ def keep_freed_memory() -> bool:
     same pages: page faults and zeroing took 30 % of a training step on a CPU.
     """
     return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1})
+
+
+def stop_keeping_memory() -> None:
+    """Undo `keep_freed_memory`: return to glibc's defaults, with the thresholds that it reaches by itself, and trim."""
+    _set_malloc({_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20})
+    give_back_freed_memory()
 
 
 def give_back_freed_memory() -> None:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_instruct.errors import TrainingError
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.library_fields import find_section
-from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart
+from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart, stop_keeping_memory
 from hf_instruct.models import matching_precision
 from hf_instruct.processes import on_main_process
 from hf_instruct.progress import Advance, progress_bar
@@ -49,12 +49,16 @@ class KeepMemory(TrainerCallback):
         place_large_blocks_apart()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Change the C library's setting, once: after the first step everything permanent is allocated."""
+        """Change the C library's setting: after the first step everything permanent is allocated."""
         keep_freed_memory()
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
         """Free the memory of the evaluation before the next step."""
         give_back_freed_memory()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Leave the process as it was: the setting is not the trainer's alone."""
+        stop_keeping_memory()
 
 
 class RunLog(TrainerCallback):
