@@ -125,11 +125,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # The batches differ in length from step to step; without it memory is cut into pieces, TRL's most of all.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    results, answers, failed = {}, {}, False
+    answers: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    failed = False
+
+    def save() -> None:
+        if options.output:
+            numbers = {"answers": answers, "steps": results}
+            options.output.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory(prefix="hf-instruct-bench-") as folder:
         bench = Bench("dry" if options.dry else "full", str(options.data.resolve()), Path(folder), Deadline())
         if options.only != "training":
-            answers = run_answers("gpt2-medium", bench, dry=options.dry)
+            answers |= run_answers("gpt2-medium", bench, dry=options.dry)
+            save()
             print("| an answer of GPT-2 medium | time | equal to ours in float32 |\n|---|---|---|")
             for name, found in answers.items():
                 print(f"| {name} | {_format_answers(found)} | {found['equal']:.0%} of {len(found['responses'])} |")
@@ -140,8 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             except BenchmarkError as error:
                 failed = True
                 print_status(f"{case.title}: FAILED: {error}")
-            if options.output:
-                options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            save()
     if results:
         print(format_table(results))
     return int(failed)

@@ -106,6 +106,18 @@ def test_the_gpu_table_leaves_out_who_did_not_take_part() -> None:
     assert lines[2] == "| LoRA | 4 ms, 2,000 tokens/s, 6.0 GB | 4 ms, 2,000 tokens/s, 6.0 GB |  |  |"
 
 
+def test_the_gpu_file_has_answers_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_file: Path) -> None:
+    answered = {"new_tokens": 64, "seconds": 0.1, "peak_memory_bytes": 1e9, "equal": 1.0, "responses": {}}
+    monkeypatch.setattr(gpu, "run_answers", lambda *_, **__: {"ours": answered})
+    monkeypatch.setattr(gpu, "run_case", lambda case, bench: {})
+    # Left as it is by what sets it only where it is not set.
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    assert gpu.main(["--data", str(sample_file), "--output", str(tmp_path / "numbers.json")]) == 0
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["answers"] == {"ours": answered}
+    assert list(numbers["steps"]) == [case.title for case in gpu.CASES]
+
+
 def test_the_machine_is_described() -> None:
     machine = describe_machine(PEAKS)
     assert machine["matmul_peak_gflops"] == {"bfloat16": 800, "float32": 200}
