@@ -20,11 +20,11 @@ from hf_instruct.local_server import is_loopback
 
 logger = logging.getLogger(__name__)
 
-# A verdict has about 1 kB, the list of all models of a server 100 kB.
+# A verdict has about 1 kB, the list of a server's models 100 kB.
 MAX_BYTES = 8 << 20
 _CONNECT_SECONDS = 10.0
 _SHOWN_CHARACTERS = 200
-# 500 is mostly a problem of the request or the model, and is rarely transient.
+# 500 usually means a problem with the request or the model, and is rarely transient.
 _TRANSIENT_STATUSES = (429, 502, 503)
 # Seconds before each retry.
 DELAYS = [0.5, 1.0, 2.0, 4.0]
@@ -64,7 +64,7 @@ class Redirected(ServerError):  # noqa: N818
 
 
 class Body(pydantic.BaseModel):
-    """The fields that are read from a JSON answer; servers may also send an `error` with status 200."""
+    """The fields read from a JSON answer; servers may also send an `error` with status 200."""
 
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -123,7 +123,7 @@ class _Capped(httpx.AsyncByteStream):
 
 
 class Server:
-    """A server that speaks JSON. No redirect is followed, and no body of more than 8 MB read, compressed ones included.
+    """A server with a JSON API. Redirects are not followed, and compressed bodies or ones over 8 MB are rejected.
 
     Args:
         url: The base URL.
@@ -236,10 +236,10 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
 
 
 def check_answer(response: httpx.Response) -> None:
-    """Raise ServerError if a response that was already read has the status of a failure, or is not JSON."""
+    """Raise ServerError if a response that was already read has an error status, or is not JSON."""
     if not response.is_success:
-        status, asked = response.status_code, response.headers.get("retry-after", "")
-        wait = min(float(asked), _MAX_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
+        status, delay = response.status_code, response.headers.get("retry-after", "")
+        wait = min(float(delay), _MAX_WAIT_SECONDS) if delay.isascii() and delay.isdecimal() else 0.0
         text = one_line(_find_message(response.text)) or "no reason given"
         raise ServerError(text, status=status, transient=status in _TRANSIENT_STATUSES, wait=wait)
     kind = response.headers.get("content-type", "").partition(";")[0]
@@ -262,7 +262,7 @@ def parse_body(body: str | bytes, form: type[Form]) -> Form:
 
 
 def _find_message(error: Any) -> str:
-    """Return the message in an error, which is a text, an object that contains one, or such an object as JSON text.
+    """Return the message in an error: a string, an object with a message, or such an object as a JSON string.
 
     >>> _find_message('{"error": "{\\\\"error\\\\": {\\\\"code\\\\": 400, \\\\"message\\\\": \\\\"too long\\\\"}}"}')
     'too long'

@@ -18,30 +18,30 @@ from hf_instruct.schema import CheckOutcome, JudgeIdentity
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 30.0
-# Version of the rules that a judge is checked by; results by older rules are not found.
+# Version of the rules of the judge check; results under older rules are ignored.
 _RULES = 2
 
 
 def cache_key(question: Question, identity: JudgeIdentity, *, repeat: int = 1) -> str:
     """Return the hash of a question and its judge, including digest, server version and options.
 
-    Each repeat is a separate question, even for a judge without a seed, because a cached verdict says nothing about the
+    Each repeat has its own key, even for a judge without a seed, because a cached verdict says nothing about the
     judge's variation.
     """
-    asked: dict[str, Any] = {"question": question.sha256, "judge": identity.to_dict()}
+    fields: dict[str, Any] = {"question": question.sha256, "judge": identity.to_dict()}
     if repeat > 1:
-        asked["repeat"] = repeat
-    text = json.dumps(asked, sort_keys=True)
+        fields["repeat"] = repeat
+    text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class VerdictCache:
-    """Verdicts by key, in a SQLite file that several processes can use at once.
+    """Verdicts by key, in a SQLite file that several processes can use at the same time.
 
-    If the cache cannot be read or written, verdicts do not change, so this is only a warning, given once.
+    A cache that cannot be read or written does not change verdicts, so it only causes a warning, logged once.
 
     Args:
-        folder: Where the file lies; None for a cache that is always empty.
+        folder: The folder of the file; None for a cache that is always empty.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -64,7 +64,7 @@ class VerdictCache:
             self.close()
 
     def find(self, key: str) -> dict[str, Any] | None:
-        """Return what was added under a key, or None."""
+        """Return the verdict added under a key, or None."""
         with self._warning():
             if self._database:
                 row = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
@@ -72,12 +72,12 @@ class VerdictCache:
         return None
 
     def add(self, verdicts: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Keep verdicts under their keys, in one transaction; a later one replaces an earlier."""
+        """Save verdicts under their keys, in one transaction, replacing earlier ones."""
         rows = [(key, json.dumps(verdict, ensure_ascii=False)) for key, verdict in verdicts]
         self._change("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", rows)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Drop what is kept under these keys."""
+        """Delete the verdicts under these keys."""
         self._change("DELETE FROM verdicts WHERE key = ?", [(key,) for key in keys])
 
     def _change(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
@@ -96,7 +96,7 @@ def find_self_check(judge: JudgeIdentity, rubric: Rubric) -> CheckOutcome | None
     """Return the result of the judge check for a rubric.
 
     Returns:
-        None if it was never checked on this machine, or the file cannot be read.
+        None if the judge was never checked on this machine, or the file cannot be read.
     """
     try:
         return read_file(_self_check_path(judge, rubric), CheckOutcome)
@@ -108,13 +108,13 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
     """Save the result of the judge check for a rubric, for `find_self_check`.
 
     Returns:
-        What counts afterwards: this result, or an earlier one over more answers, which it does not replace.
+        The result in effect: this one, or an earlier one over more answers, which is not replaced.
     """
-    known = find_self_check(judge, rubric)
-    if known and known.probes > result.probes:
+    earlier = find_self_check(judge, rubric)
+    if earlier and earlier.probes > result.probes:
         message = "Scores of this judge still show its earlier check, on %d answers; this one is on %d."
-        logger.warning(message, known.probes, result.probes)
-        return known
+        logger.warning(message, earlier.probes, result.probes)
+        return earlier
     path = _self_check_path(judge, rubric)
     kept = CheckOutcome(**result.to_dict())
     try:

@@ -1,4 +1,4 @@
-"""Judges: their interface, which one the settings name, and the base of those on a server."""
+"""Judges: their interface, the choice of one by the settings, and the base class of judges on a server."""
 
 import abc
 import contextlib
@@ -26,8 +26,8 @@ class Reply:
 
     Attributes:
         text: The judge's raw text.
-        seconds: Time from the question to the reply, waiting in the server's queue included.
-        failure: Why the reply does not count, if known without parsing it: cut off, timed out, refused.
+        seconds: Time from the question to the reply, including waiting in the server's queue.
+        failure: Why the reply does not count, if clear without parsing it: cut off, timed out, refused.
         final: Whether asking again is pointless.
         score: The score, 0 to 100, from a judge that computes one instead of writing it.
     """
@@ -46,33 +46,33 @@ class Judge(Protocol):
         """Check cheaply that the judge will be able to answer, without loading weights.
 
         Raises:
-            JudgeUnavailable: It will not; the text names the command that fixes it.
+            JudgeUnavailable: It will not; the message names the command that fixes it.
         """
         await self.prepare()
 
     async def prepare(self) -> None:
-        """Prepare for questions: the server is running, the model is loaded.
+        """Prepare for questions: make sure that the server is running and the model is loaded.
 
         Raises:
-            JudgeUnavailable: They cannot; the text names the command that fixes it.
+            JudgeUnavailable: They are not; the message names the command that fixes it.
         """
 
     def identity(self) -> dict[str, Any]:
         """Return the exact identity of the judge, once prepared.
 
         The keys are `backend`, `model`, `digest` (None if unknown), `server_version` (None if unknown) and
-        `options`. Two judges of equal identity give the same question the same verdict, as far as anybody can know.
+        `options`. Two judges with the same identity are expected to give a question the same verdict.
         """
 
     def reseed(self, seed: int | None) -> None:
-        """Give the judge another seed, which its identity then shows; one that draws nothing at random ignores it."""
+        """Set another seed, which becomes part of the identity; judges without randomness ignore it."""
         return
 
     async def ask(self, question: Question) -> Reply:
-        """Return the reply to one question; what went wrong with this question alone is the reply's `failure`.
+        """Return the reply to one question; an error that concerns this question alone is the reply's `failure`.
 
         Raises:
-            JudgeError: No further question would be answered either.
+            JudgeError: Further questions would fail too.
         """
 
     async def close(self) -> None:
@@ -81,10 +81,10 @@ class Judge(Protocol):
 
 @contextlib.asynccontextmanager
 async def opened_judge(settings: JudgeSection, judge: Judge | None = None) -> AsyncIterator[Judge]:
-    """Yield a prepared judge: `judge` if given, otherwise the one of the settings, which is closed at the end.
+    """Yield a prepared judge: `judge` if given, otherwise the one in the settings, which is closed at the end.
 
     Raises:
-        JudgeUnavailable: It does not answer, or lacks the model.
+        JudgeUnavailable: It does not answer, or does not have the model.
     """
     if judge is not None:
         yield judge
@@ -98,10 +98,12 @@ async def opened_judge(settings: JudgeSection, judge: Judge | None = None) -> As
 
 
 async def choose_judge(settings: JudgeSection) -> Judge:
-    """Return the judge of the settings, not yet prepared.
+    """Return the judge in the settings, not yet prepared.
 
     Raises:
-        JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
+        JudgeUnavailable: The backend is `auto` with an address at which no Ollama server answers, or it is `openai`
+            with neither an address nor a key.
+        ConfigError: The address is not usable.
     """
     # The clients take a while to import, so each is imported only where it is used.
     if settings.backend == "openai":
@@ -142,7 +144,7 @@ def check_judge(settings: JudgeSection) -> None:
     Raises:
         ConfigError: The rubric is not usable.
         ModelLoadError: The local judge's model cannot be found.
-        JudgeUnavailable: The server does not answer, or lacks the model.
+        JudgeUnavailable: The server does not answer, or does not have the model.
     """
     load_rubric(settings.rubric)
 
@@ -161,9 +163,9 @@ class ServerJudge(Judge):
 
     Args:
         settings: Model, options, timeout, retries.
-        url: Of the server.
-        name: What messages call it, before its address.
-        more: As for `Server`.
+        url: The server's address.
+        name: Name of the server in messages, before its address.
+        more: Other arguments of `Server`.
     """
 
     def __init__(self, settings: JudgeSection, url: str, *, name: str, **more: Any) -> None:
@@ -172,11 +174,11 @@ class ServerJudge(Judge):
         self._server = Server(url, timeout_seconds=settings.timeout_seconds, retries=settings.retries, **more)
         self.url = self._server.url
         self._where = f"{name} at {self.url}"
-        # The setting that limits the length of a question, in brackets for a message.
+        # The setting that limits the length of a question, in parentheses for a message.
         self._window = ""
 
     def reseed(self, seed: int | None) -> None:
-        """Ask with another seed afterwards."""
+        """Use another seed for the following questions."""
         self._seed = seed
 
     async def close(self) -> None:
@@ -187,8 +189,8 @@ class ServerJudge(Judge):
         """Return the reply to one question.
 
         Raises:
-            JudgeUnavailable: The server is gone, or no longer has the model.
-            JudgeError: The server refuses every such question, or runs another model than before.
+            JudgeUnavailable: The server no longer answers, or no longer has the model.
+            JudgeError: The server refuses all questions, or runs another model than before.
         """
         start = time.monotonic()
         try:
@@ -201,10 +203,10 @@ class ServerJudge(Judge):
 
     @abc.abstractmethod
     async def _ask(self, question: Question) -> Reply:
-        """Return the reply, without the time it took."""
+        """Return the reply, without its `seconds`."""
 
     def _explain(self, error: ServerError) -> str:
-        """Return what is wrong with this question, or raise if it is wrong with every question."""
+        """Return the failure of this question, or raise JudgeError if every question would fail."""
         text, status = str(error), error.status
         if status is None:
             return text
@@ -224,8 +226,8 @@ class ServerJudge(Judge):
 
         Args:
             text: The reply.
-            thinking: What the model thought before it, where the server keeps that apart.
-            is_cut: Whether the reply reached the limit of tokens, which thinking counts towards.
+            thinking: The model's reasoning before it, if the server returns that separately.
+            is_cut: Whether the reply reached the limit of tokens, which includes those of the reasoning.
         """
         only_thought = bool(thinking and thinking.strip()) and not text.strip()
         if is_cut:
@@ -239,7 +241,7 @@ class ServerJudge(Judge):
 
 
 def advise_on_refusal(text: str) -> str:
-    """Return the remedy for a server's refusal, as a sentence; empty if it is about no known setting.
+    """Return how to fix a server's refusal, as a sentence; empty if it does not name one of our settings.
 
     >>> advise_on_refusal("Unsupported value: 'temperature' does not support 0.0 with this model.")
     ' Set `judge.temperature: null` to leave the temperature to the server.'

@@ -1,4 +1,4 @@
-"""A judge without a server, based on a chat model's probabilities of described levels."""
+"""A judge without a server, which uses a chat model's probabilities of the rubric's levels."""
 
 import asyncio
 import dataclasses
@@ -24,7 +24,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 
 def expected_score(probabilities: dict[int, float]) -> int:
-    """Return the mean of scores under their probabilities, rounded, halves up.
+    """Return the mean of scores weighted by their probabilities, rounded half up.
 
     The mean distinguishes answers with the same most likely level, and is deterministic.
 
@@ -32,28 +32,28 @@ def expected_score(probabilities: dict[int, float]) -> int:
     (80, 13)
     """
     mean = sum(score * probability for score, probability in probabilities.items())
-    # Twelve digits: the probabilities' own rounding must not decide between 12 and 13.
+    # Rounded to 12 digits first, so that floating-point errors in the probabilities do not decide between 12 and 13.
     return int(round(mean / sum(probabilities.values()), 12) + 0.5)
 
 
 def choose_better(probabilities: dict[str, float], choices: dict[str, str]) -> str:
-    """Return the reply of a judge that gives its options these probabilities; equal ones are a tie.
+    """Return the reply of a judge that gives these probabilities to the options; equal ones are a tie.
 
     >>> choose_better({"Answer A": 0.75, "Answer B": 0.25}, {"Answer A": "A", "Answer B": "B"})
     '{"better": "A", "probabilities": {"A": 0.75, "B": 0.25}}'
     """
-    found = {choices[option]: probability for option, probability in probabilities.items()}
-    likeliest = [name for name, probability in found.items() if probability == max(found.values())]
-    shown = {name: round(probability, 4) for name, probability in found.items()}
-    return json.dumps({"better": likeliest[0] if len(likeliest) == 1 else "tie", "probabilities": shown})
+    by_choice = {choices[option]: probability for option, probability in probabilities.items()}
+    likeliest = [name for name, probability in by_choice.items() if probability == max(by_choice.values())]
+    rounded = {name: round(probability, 4) for name, probability in by_choice.items()}
+    return json.dumps({"better": likeliest[0] if len(likeliest) == 1 else "tie", "probabilities": rounded})
 
 
 class LocalJudge(Judge):
-    """Any chat model of Transformers, in this process, asked through its `DecisionPipeline`.
+    """Any chat model of Transformers, run in this process with `DecisionPipeline`.
 
     The model sees the example, the response, the rubric's question and its levels with a letter each; the score is the
-    mean of the levels' scores under the probabilities of the letters. Of two responses it chooses the likelier letter.
-    One forward pass a question, one at a time.
+    mean of the levels' scores weighted by the probabilities of the letters. Between two responses it chooses the more
+    likely letter. Each question takes one forward pass, one question at a time.
 
     Args:
         settings: Model: an alias, Hub id or folder.
@@ -61,7 +61,7 @@ class LocalJudge(Judge):
 
     def __init__(self, settings: JudgeSection) -> None:
         self._model_name = settings.model or find_model(DEFAULT_MODEL)
-        # Its methods carry no types.
+        # The methods of `DecisionPipeline` have no type annotations.
         self._pipeline: Any = None
         self._lock = asyncio.Lock()
         self._digest: str | None = None
@@ -81,7 +81,7 @@ class LocalJudge(Judge):
         }
 
     async def check(self) -> None:
-        """Check that the model's tokenizer is there and knows chats; raises as `prepare` does."""
+        """Check that the model's tokenizer exists and has a chat template; raises the same errors as `prepare`."""
         self._check_chat(await asyncio.to_thread(load_tokenizer, self._model_name))
 
     async def prepare(self) -> None:
@@ -89,9 +89,9 @@ class LocalJudge(Judge):
 
         Raises:
             ModelLoadError: There is no such model.
-            JudgeUnavailable: It is no chat model.
+            JudgeUnavailable: It is not a chat model.
         """
-        # A thread of its own keeps the event loop free, so that Ctrl-C is heard.
+        # In a thread, so that the event loop still handles Ctrl-C.
         await asyncio.to_thread(self._load)
 
     def _load(self) -> None:
@@ -117,10 +117,10 @@ class LocalJudge(Judge):
             )
 
     async def ask(self, question: Question) -> Reply:
-        """Return the score of one response, or which of two is better, with the probabilities in the raw reply.
+        """Return the score of one response, or the better of two, with the probabilities in the raw reply.
 
         Raises:
-            JudgeUnavailable: The rubric has nothing for this judge.
+            JudgeUnavailable: The rubric has no question or no levels for this judge.
         """
         if not isinstance(question, PairQuestion) and not (question.question and question.levels):
             raise JudgeUnavailable(
@@ -136,31 +136,31 @@ class LocalJudge(Judge):
             return dataclasses.replace(reply, seconds=time.monotonic() - start)
 
     def _decide(self, question: Question) -> Reply:
-        asked: dict[str, Any] = {"type": "score", "criteria": [text for _, text in question.levels]}
+        decision: dict[str, Any] = {"type": "score", "criteria": [text for _, text in question.levels]}
         if isinstance(question, PairQuestion):
-            asked = {"type": "choice", "criteria": dict.fromkeys(question.choices)}
-        asked["instructions"] = question.question
-        inputs = self._pipeline.preprocess({"state": question.state, "questions": {"verdict": asked}})
+            decision = {"type": "choice", "criteria": dict.fromkeys(question.choices)}
+        decision["instructions"] = question.question
+        inputs = self._pipeline.preprocess({"state": question.state, "questions": {"verdict": decision}})
         num_tokens = inputs["prompts"][0][0]["input_ids"].shape[-1]
         if self._longest and num_tokens > self._longest:
             failure = f"the question has {num_tokens} tokens; the judge's limit is {self._longest}"
             return Reply("", failure=failure, final=True)
-        found = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]["probabilities"]
+        by_option = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]["probabilities"]
         if isinstance(question, PairQuestion):
-            return Reply(choose_better(found, question.choices), final=True)
-        probabilities = {score: found[str(level)] for level, (score, _) in enumerate(question.levels)}
+            return Reply(choose_better(by_option, question.choices), final=True)
+        probabilities = {score: by_option[str(level)] for level, (score, _) in enumerate(question.levels)}
         score = expected_score(probabilities)
-        shown = {str(score): round(probability, 4) for score, probability in probabilities.items()}
-        text = json.dumps({"score": score, "probabilities": shown})
+        rounded = {str(score): round(probability, 4) for score, probability in probabilities.items()}
+        text = json.dumps({"score": score, "probabilities": rounded})
         return Reply(text, final=True, score=score)
 
     async def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._pipeline = None
 
 
 def _hash_weights(model: "PreTrainedModel") -> str:
-    """Return the hash of all parameters: a folder keeps its name when it is trained again, and a Hub id its branch."""
+    """Return the hash of all parameters, because neither a folder's name nor a Hub branch identifies the weights."""
     import torch
 
     digest = hashlib.sha256()

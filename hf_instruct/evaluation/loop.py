@@ -26,7 +26,7 @@ Row = TypeVar("Row", Judgment, Preference, Rewrite)
 _ATTEMPTS = 2
 _FAILURES_IN_A_ROW = 8
 _KEPT_CHARACTERS = 65_536
-# Judges that write their verdict, so that a kept reply can be parsed again; others may compute it.
+# Judges that write their verdict as text, so that a saved reply can be parsed again; others may compute it.
 _WRITING_BACKENDS = ("ollama", "openai")
 # Fields of a judgment that no longer counts.
 _VOID: dict[str, Any] = {
@@ -40,16 +40,16 @@ _VOID: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
-    """Options of judging that are not in the experiment.
+    """Options for judging that are not in the experiment.
 
     Attributes:
         use_cache: Read and write the verdict cache.
         force: Judge all answers again, and remove their verdicts from the cache.
-        limit: Judge only the first N responses; their judgments are kept, but no scores are written.
-        resume_hint: How to continue after an interruption, for the user.
-        title: Of the progress bar; empty for no bar.
-        refuse_failed: Raise an error if the judge failed its own check, before it judges any response.
-        repeat: Which pass over the same questions this is, counted from 1: each has verdicts of its own in the cache.
+        limit: Judge only the first N responses; their judgments are saved, but no scores are written.
+        resume_hint: Tells the user how to continue after an interruption.
+        title: Title of the progress bar; empty for no bar.
+        refuse_failed: Raise an error if the judge failed the judge check, before it judges any response.
+        repeat: Number of this pass over the same questions, from 1; each has separate verdicts in the cache.
     """
 
     use_cache: bool = True
@@ -66,11 +66,11 @@ class Answer(NamedTuple):
 
     Attributes:
         verdict: None if none could be read.
-        replies: The judge's raw replies, one for each attempt that brought any; then an empty one if the last attempt
-            brought none, so that the last one is what `failure` is about.
-        seconds: Time the judge took, all attempts together.
+        replies: The judge's raw replies, one for each attempt with a reply, and an empty one if the last attempt had
+            none, so that `failure` is about the last one.
+        seconds: Time the judge took for all attempts.
         failure: Why there is no verdict.
-        cached: Whether an earlier, equal question was answered so.
+        cached: Whether the answer is from the cache.
     """
 
     verdict: Verdict | None
@@ -81,13 +81,13 @@ class Answer(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What one row is made of.
+    """The input for one row.
 
     Attributes:
-        id: Of the row.
-        questions: What to ask for it; none if the row is known without asking.
+        id: The row's id.
+        questions: Questions to the judge; empty if the row needs none.
         judged: The text that is judged, which replies may quote.
-        sha256: Hash of what is asked; a kept row of another hash does not count.
+        sha256: Hash of the questions; a saved row with another hash does not count.
     """
 
     id: str
@@ -97,17 +97,17 @@ class Task(NamedTuple):
 
 
 class JudgingPass(abc.ABC, Generic[Row]):
-    """One pass of a judge over texts: what its rows are made of, where they are kept, and which kept ones still count.
+    """One pass of a judge over texts: builds the rows, saves them, and reuses saved ones that still count.
 
     Args:
         judge: The judge, prepared.
         options: How to judge.
-        path: The file that rows are kept in as they arrive; None for nowhere.
+        path: The file in which rows are saved as they arrive; None for no file.
         tasks: The rows to make.
     """
 
     row_type: type[Row]
-    # Whether rows of other judges stay in the file: rows are only ever added, and the newest counts.
+    # Whether rows of other judges stay in the file: then rows are only appended, and the newest one counts.
     keeps_others = True
 
     def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None, tasks: Iterable[Task]) -> None:
@@ -117,7 +117,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
         self._path = path
         self._tasks = {task.id: task for task in tasks}
         self._cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
-        # Verdicts that the cache does not have yet.
+        # Verdicts that are not in the cache yet.
         self._new: list[tuple[str, dict[str, Any]]] = []
         self._done: dict[str, Row] = {}
         self._scored, self._sum, self._silent = 0, 0.0, 0
@@ -128,22 +128,22 @@ class JudgingPass(abc.ABC, Generic[Row]):
 
     @abc.abstractmethod
     def build(self, task: Task, answers: list[Answer]) -> Row:
-        """Return the row of a task, given an answer to each of its questions."""
+        """Return the row of a task, given the answers to its questions."""
 
     def show_mean(self, mean: float) -> str:
-        """Return the mean score so far as text for the progress bar; empty for no such text."""
+        """Return the mean score so far as text for the progress bar; empty to show none."""
         return ""
 
     def belongs(self, row: Row) -> bool:
-        """Return whether a row of the file is from a pass like this one, over these texts or earlier versions."""
+        """Return whether a row in the file is from a pass like this one, over these texts or earlier ones."""
         return row.judge == self.identity
 
     def reuse(self, row: Row) -> Row | None:
-        """Return a row that answers the same questions as this pass would write it, or None if it would differ."""
+        """Return a row for the same questions as this pass would write it, or None if its verdict would differ."""
         return row
 
     def archive(self, path: Path, rows: Sequence[Row]) -> Path:
-        """Rename the file, which contains these rows, so that it is kept, and return the new path."""
+        """Move the file, which contains these rows, out of the way, and return its new path."""
         raise NotImplementedError
 
     async def run(self, *, concurrency: int) -> list[Row]:
@@ -151,14 +151,14 @@ class JudgingPass(abc.ABC, Generic[Row]):
 
         Raises:
             JudgeError: Judging cannot continue; the message says how much is judged and how to continue. Finished
-                judgments are kept, also if the task is cancelled.
+                judgments are saved, also if the coroutine is cancelled.
         """
         path, tasks, resume_hint = self._path, self._tasks.values(), self._options.resume_hint
         try:
             if path:
                 self._restore(path)
             if self._options.force:
-                # Deleted, not just ignored: after an interruption the user continues without `force`.
+                # Deleted, not just ignored, because after an interruption the user continues without `force`.
                 self._cache.forget(self._key(question) for task in tasks for question in task.questions)
             if waiting := [task for task in tasks if task.id not in self._done]:
                 title = self._options.title
@@ -170,7 +170,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
                 write_rows(path, rows)
         except JudgeError as error:
             judged, failed = self._scored, len(self._done) - self._scored
-            count = f"{judged} of {len(tasks)} are judged" + f", {failed} failed" * bool(failed)
+            count = f"{judged} of {len(tasks)} are judged" + (f", {failed} failed" if failed else "")
             where = f", saved to `{path}`" if path else ""
             raise type(error)(f"{error} {count}{where}. {resume_hint}") from error
         except OSError as error:
@@ -183,7 +183,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
         return rows
 
     def _restore(self, path: Path) -> None:
-        """Mark the tasks done whose row in the file still counts."""
+        """Mark tasks as done whose row in the file can be reused."""
         rows = recover_rows(path, self.row_type)
         newest = {row.id: row for row in rows if row.id in self._tasks and self.belongs(row)}
         same = [row for row in newest.values() if row.prompt_sha256 == self._tasks[row.id].sha256]
@@ -194,14 +194,17 @@ class JudgingPass(abc.ABC, Generic[Row]):
             logger.warning("Judging again; the old verdicts are kept in `%s`.", aside)
             append_rows(path, reusable.values())
         elif self._options.force and self.keeps_others:
-            # They no longer count, even if the user continues after an interruption without `force`.
+            # Voided in the file too, because after an interruption the user continues without `force`.
             append_rows(path, [row.model_copy(update=_VOID) for row in fitting.values()])
-        # If the last call got no reply, another may; an unreadable reply would be unreadable again.
-        whole = [row for row in reusable.values() if row.score is not None or (row.replies and all(row.replies))]
-        self._finish(whole)
+        # If the last attempt got no reply, a new one may; a reply that could not be parsed is not requested again.
+        complete = [row for row in reusable.values() if row.score is not None or (row.replies and all(row.replies))]
+        self._finish(complete)
 
     def _finish(self, rows: Iterable[Row]) -> str:
-        """Mark rows as done, and return the note of the progress bar; summing all rows each time would be quadratic."""
+        """Mark rows as done, and return the text for the progress bar.
+
+        Keeps running sums, because summing all rows after each one is quadratic.
+        """
         for row in rows:
             self._done[row.id] = row
             self._scored += row.score is not None
@@ -211,28 +214,28 @@ class JudgingPass(abc.ABC, Generic[Row]):
         return ", ".join(filter(None, (mean, f"{failed} failed" if failed else "")))
 
     async def _make_rows(self, tasks: Sequence[Task], advance: Advance, concurrency: int) -> None:
-        """Produce the rows of tasks and save them as they arrive; the first error stops all workers."""
+        """Build the rows of tasks and save them as they arrive; the first error stops all workers."""
         waiting = iter(tasks)
-        unkept: list[Row] = []
+        unsaved: list[Row] = []
 
-        def keep() -> None:
-            if rows := unkept[:]:
+        def save() -> None:
+            if rows := unsaved[:]:
                 if self._path:
                     append_rows(self._path, rows)
                 advance(len(rows), self._finish(rows))
                 self._cache.add(self._new)
                 self._new.clear()
-                del unkept[: len(rows)]
+                del unsaved[: len(rows)]
 
         async def worker() -> None:
-            # All workers share one iterator, so that a slow task delays no other.
+            # All workers share one iterator, so that a slow task does not delay others.
             for task in waiting:
                 answers = [await self._answer(question, task.judged) for question in task.questions]
-                unkept.append(self.build(task, answers))
+                unsaved.append(self.build(task, answers))
                 if not all(answer.cached for answer in answers):
-                    # Rows whose replies have arrived by now share one write.
+                    # Lets other workers add rows whose replies have arrived, so that they share one write.
                     await asyncio.sleep(0)
-                    keep()
+                    save()
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -241,30 +244,31 @@ class JudgingPass(abc.ABC, Generic[Row]):
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            keep()
+            save()
 
     async def _answer(self, question: Question, judged: str) -> Answer:
         """Return the answer to a question about a text, from the cache or the judge."""
         key = self._key(question)
-        known = self._cache.find(key)
-        if known:
-            verdict = self.reread(known["replies"], judged, Verdict(known["score"], known.get("reasons")))
+        entry = self._cache.find(key)
+        if entry:
+            verdict = self.reread(entry["replies"], judged, Verdict(entry["score"], entry.get("reasons")))
             if verdict:
-                return Answer(verdict, known["replies"], cached=True)
+                return Answer(verdict, entry["replies"], cached=True)
         answer = await self._ask(question, judged)
         if answer.verdict:
-            known = {"score": answer.verdict.score, "reasons": answer.verdict.reasons, "replies": answer.replies}
-            self._new.append((key, known))
+            entry = {"score": answer.verdict.score, "reasons": answer.verdict.reasons, "replies": answer.replies}
+            self._new.append((key, entry))
         return answer
 
     def _key(self, question: Question) -> str:
         return cache_key(question, self.identity, repeat=self._options.repeat)
 
     def reread(self, replies: Sequence[str], judged: str, known: Verdict) -> Verdict | None:
-        """Return the verdict in kept replies, which may have been parsed by an older rule.
+        """Parse saved replies again, because the rules for parsing may have changed.
 
         Returns:
-            None if they have none by the rules of today; `known` if the judge may have computed its verdict.
+            The verdict in the last reply; None if it cannot be parsed; `known` if the judge may have computed its
+            verdict, or there is no reply.
         """
         if not replies or self.identity.backend not in _WRITING_BACKENDS:
             return known
@@ -274,7 +278,11 @@ class JudgingPass(abc.ABC, Generic[Row]):
             return None
 
     async def _ask(self, question: Question, judged: str) -> Answer:
-        """Ask the judge a question, twice if its reply failed or cannot be parsed; give up if no replies come."""
+        """Ask the judge a question, again if the reply failed or cannot be parsed.
+
+        Raises:
+            JudgeError: The judge did not reply to 8 questions in a row.
+        """
         seconds, texts, failure = 0.0, [], ""
         for _ in range(_ATTEMPTS):
             reply = await self._judge.ask(question)
@@ -292,9 +300,10 @@ class JudgingPass(abc.ABC, Generic[Row]):
                     return Answer(verdict, texts, seconds)
             if reply.final:
                 break
-        # A question that cannot be asked, such as one that is too long, says nothing about the judge.
+        # A question that cannot be asked, such as one that is too long, does not mean that the judge is down.
         self._silent = 0 if texts or reply.final else self._silent + 1
-        texts += [""] * bool(texts and not reply.text)
+        if texts and not reply.text:
+            texts.append("")
         if self._silent >= _FAILURES_IN_A_ROW:
             raise JudgeError(
                 f"The judge did not reply to {self._silent} questions in a row; the last reason: {failure}."
@@ -305,7 +314,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
 def to_printable(text: str) -> str:
     """Return a text as it is saved in a row: its first and last 32,768 characters, without lone surrogates.
 
-    A reply that was cut may end in such a half, which UTF-8 cannot hold.
+    A truncated reply may end in a lone surrogate, which UTF-8 cannot encode.
     """
     if len(text) > _KEPT_CHARACTERS:
         half = _KEPT_CHARACTERS // 2

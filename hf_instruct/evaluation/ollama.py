@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "llama3"
 _PROBE_SECONDS = 3.0
-# Loading a large model from a slow disk; the server itself gives up after as long without progress.
+# For loading a large model from a slow disk; the server itself gives up after 300 seconds without progress.
 _LOAD_SECONDS = 300.0
 _KEEP_LOADED = "10m"
-# No prompt of prose, code or numbers has as many characters to a token, on average; of plain English it has 4 to 5.
+# More characters per token than any prompt of prose, code or numbers has on average; plain English has 4 to 5.
 _MAX_CHARACTERS_A_TOKEN = 6
 
 
@@ -57,7 +57,7 @@ class _Ready(pydantic.BaseModel, extra="forbid", strict=True):
     ready: bool
 
 
-# No model answers in this form by itself; one whose schema is obeyed can answer in no other.
+# No model answers this with `_Ready` by itself; with a schema that is enforced it can give no other answer.
 _TRIAL = [{"role": "user", "content": "Are you ready? Answer in one word."}]
 
 
@@ -69,7 +69,7 @@ class _Progress(Body):
 
 
 def parse_ollama_host(text: str) -> str:
-    """Return the URL that OLLAMA_HOST, or an address given in its place, stands for, as Ollama's own client reads it.
+    """Return the URL for a value of OLLAMA_HOST, or an address in its place, as Ollama's own client parses it.
 
     >>> [parse_ollama_host(text) for text in ("", ":8080", "0.0.0.0:8080", " '::1' ", "[::]", "https://host/api/")]
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -83,10 +83,10 @@ def parse_ollama_host(text: str) -> str:
     user, at, host = authority.rpartition("@")
     with contextlib.suppress(ValueError):
         host = f"[{ipaddress.IPv6Address(host)}]"
-    # A colon within brackets is part of the address.
+    # A colon in brackets is part of the address.
     name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
     port = port or ({"http": "80", "https": "443"}.get(scheme, "") if given else "11434")
-    # A server listens at all addresses of its machine; a client connects to one.
+    # A server may listen on all addresses of its machine, but a client connects to one.
     name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)
     return f"{scheme or 'http'}://{user}{at}{name}:{port}{slash}{path}".rstrip("/")
 
@@ -95,7 +95,7 @@ class OllamaJudge(ServerJudge):
     """A model behind Ollama's `/api/chat`.
 
     Args:
-        settings: Model, address (by default OLLAMA_HOST, else this machine), options, timeout, retries.
+        settings: Model, address (default: OLLAMA_HOST, otherwise this machine), options, timeout, retries.
     """
 
     def __init__(self, settings: JudgeSection) -> None:
@@ -107,15 +107,15 @@ class OllamaJudge(ServerJudge):
         self._window = f" (`judge.num_ctx` is {settings.num_ctx})"
         self._digest: str | None = None
         self._version: str | None = None
-        # None if it is not sent: some versions ignore the schema of a reply where it is false.
+        # None to leave it out, because some versions ignore the schema if it is false.
         self._think: bool | str | None = settings.think
-        # How many replies have come, and up to which of them the model is known to have been the same.
+        # Number of replies so far, and of those up to the last one that the model is confirmed for.
         self._replies = self._confirmed = 0
         self._confirming = asyncio.Lock()
 
     def _options(self) -> dict[str, Any]:
-        # Everything that moves a greedy reply, so that no server's or model file's default does: `repeat_penalty` was
-        # 1.1 before Ollama 0.32.10.
+        # Everything that can change a greedy reply, so that it does not depend on the defaults of the server or the
+        # model file: `repeat_penalty` was 1.1 before Ollama 0.32.10.
         options = {
             "temperature": self._settings.temperature,
             "seed": self._seed,
@@ -129,7 +129,7 @@ class OllamaJudge(ServerJudge):
 
     def identity(self) -> dict[str, Any]:
         """Return model tag, digest, server version and options."""
-        # Left out where it is false, so that judgments made before there was a choice still count.
+        # Left out if false, so that judgments made before the option existed still count.
         think = {} if self._think is False else {"think": self._think}
         return {
             "backend": "ollama",
@@ -140,7 +140,7 @@ class OllamaJudge(ServerJudge):
         }
 
     async def find_problem(self) -> str | None:
-        """Return why no Ollama server answers at the address, or None if one does."""
+        """Return why no Ollama server answers at the address, or None if one answers."""
         try:
             await self._server.call("/api/version", _Version, seconds=_PROBE_SECONDS, retry=False)
         except ServerError as error:
@@ -148,25 +148,25 @@ class OllamaJudge(ServerJudge):
         return None
 
     async def prepare(self) -> None:
-        """Check as `check` does, have the model loaded, and see that it keeps to the schema of a reply.
+        """Run `check`, load the model, and test whether it follows the schema of a reply.
 
-        No question waits (and times out) for the loading then.
+        Loading happens here so that no question waits for it and times out.
 
         Raises:
-            JudgeUnavailable: The server does not answer, is not Ollama, or lacks the model.
+            JudgeUnavailable: The server does not answer, is not Ollama, or does not have the model.
         """
         await self.check()
         seconds = max(_LOAD_SECONDS, self._settings.timeout_seconds)
-        # Servers that imitate Ollama may refuse an empty chat. Whatever is wrong, the first question meets it too.
+        # Servers that imitate Ollama may refuse an empty chat. Real problems also show at the first question.
         with contextlib.suppress(ServerError):
             await self._server.call("/api/chat", _Chat, self._build_chat([]), seconds=seconds, retry=False)
             if self._think is False:
                 await self._try_schema()
 
     async def _try_schema(self) -> None:
-        """Ask for a reply that only its schema makes likely; if it is ignored, try without `think`, or warn.
+        """Test whether a reply follows its schema; if not, try without `think`, otherwise warn.
 
-        Until July 2026 Ollama dropped the schema silently where a model that can think was told not to:
+        Until July 2026 Ollama silently dropped the schema if a reasoning model was set not to think:
         https://github.com/ollama/ollama/issues/14645 and 15260.
         """
         chat = self._build_chat(_TRIAL, format=_Ready.model_json_schema())
@@ -197,10 +197,10 @@ class OllamaJudge(ServerJudge):
         return False
 
     async def check(self) -> None:
-        """Check that the server runs and has the model, and pull it if asked to.
+        """Check that the server runs and has the model, and pull it if the settings say so.
 
         Raises:
-            JudgeUnavailable: The server does not answer, is not Ollama, or lacks the model.
+            JudgeUnavailable: The server does not answer, is not Ollama, or does not have the model.
         """
         try:
             self._version = (await self._server.call("/api/version", _Version, retry=False)).version
@@ -224,7 +224,7 @@ class OllamaJudge(ServerJudge):
         await self._confirm()
         text = answer.message.content or ""
         if cut := self._find_cut_prompt(question, answer.prompt_eval_count or 0):
-            # Asked again, the same would be cut off again.
+            # The same question would be cut again.
             return Reply(text, failure=cut, final=True)
         failure = self._find_cut(text, answer.message.thinking, is_cut=answer.done_reason == "length")
         if not answer.done:
@@ -236,11 +236,11 @@ class OllamaJudge(ServerJudge):
             "model": self._model,
             "messages": messages,
             "options": self._options(),
-            # On a model that can think, leaving this out means true.
+            # For reasoning models, leaving this out means true.
             **({} if self._think is None else {"think": self._think}),
             "keep_alive": _KEEP_LOADED,
             "stream": False,
-            # Unless told so, the server drops what does not fit, and the judge scores a text that it has seen half of.
+            # By default the server drops what does not fit, and the judge would score a text that it only saw in part.
             "truncate": False,
             **more,
         }
@@ -251,14 +251,14 @@ class OllamaJudge(ServerJudge):
         return super()._refusal(error)
 
     async def _confirm(self) -> None:
-        """Make sure that the reply that just came is by the model that the identity names.
+        """Check that the reply that just arrived is from the model in the identity.
 
-        The model was that one when judging began and after each reply before, so a reply is in no doubt if it is now.
-        Replies that come while the server is asked share the next time it is.
+        The model was the same at the start and after each earlier reply, so if it is still the same now, the reply is
+        from it. Replies that arrive during a check share the next one.
 
         Raises:
             JudgeError: Another model has the name now, or another version of the server runs.
-            ServerError: The server does not say.
+            ServerError: The server does not answer the check.
         """
         self._replies += 1
         number = self._replies
@@ -283,10 +283,10 @@ class OllamaJudge(ServerJudge):
             self._confirmed = latest
 
     def _find_cut_prompt(self, question: Question, num_read: int) -> str | None:
-        """Return the failure of a prompt that the server cut to its context window although told not to, else None.
+        """Return the failure if the server cut the prompt to its context window despite `truncate: false`, else None.
 
-        Servers that know no `truncate` (before 0.12) fill the window with what is left of the prompt, or, as those that
-        render templates themselves still do without it, half of it and two tokens.
+        Servers that do not support `truncate` (before 0.12) fill the window with the rest of the prompt, or keep half a
+        window and two tokens, as servers that render templates themselves still do without `truncate`.
         """
         characters = sum(len(message["content"]) for message in question.messages)
         window = self._settings.num_ctx
@@ -299,17 +299,17 @@ class OllamaJudge(ServerJudge):
         )
 
     async def _list_models(self) -> dict[str, str | None]:
-        """Return the digest of each model that the server has, by its name."""
+        """Return the digests of the server's models by name."""
         listing = await self._server.call("/api/tags", _Models)
         digests = {_normalize(model.model): (model.digest or "").removeprefix("sha256:") for model in listing.models}
         return {name: digest or None for name, digest in digests.items()}
 
     async def _find_model(self) -> bool:
-        """Return whether the server has the model, and keep its digest."""
+        """Return whether the server has the model, and store its digest."""
         digests = await self._list_models()
         self._digest = digests.get(_normalize(self._model))
         try:
-            # Models that run elsewhere (Ollama's cloud, a proxy's upstream) are known without being listed.
+            # Models that run elsewhere (Ollama's cloud, a proxy's upstream) can be used without being listed.
             if _normalize(self._model) not in digests:
                 await self._server.call("/api/show", Body, {"model": self._model})
         except ServerError as error:
@@ -320,9 +320,9 @@ class OllamaJudge(ServerJudge):
 
     async def _obtain_model(self) -> None:
         if not self._settings.pull:
-            known = quote_names(sorted(await self._list_models())[:8]) or "none"
+            available = quote_names(sorted(await self._list_models())[:8]) or "none"
             raise JudgeUnavailable(
-                f"{self._where} does not have the model `{self._model}` (it has: {known}). Run `ollama pull "
+                f"{self._where} does not have the model `{self._model}` (it has: {available}). Run `ollama pull "
                 f"{self._model}`, add `--judge.pull true`, or choose another model with `--judge.model`."
             )
         await self._pull()
@@ -331,25 +331,25 @@ class OllamaJudge(ServerJudge):
 
     async def _pull(self) -> None:
         status = ""
-        total, seen = 0, dict[str, int]()
+        total, completed = 0, dict[str, int]()
         try:
             with progress_bar(f"Pulling {self._model} (percent)", 100) as advance:
-                shown = 0
+                shown_percent = 0
                 async for line in self._server.lines("/api/pull", _Progress, {"model": self._model, "stream": True}):
                     status = line.status or ""
                     if line.digest and line.total:
-                        total += 0 if line.digest in seen else line.total
-                        seen[line.digest] = line.completed or 0
-                    percent = 100 if status == "success" else min(99, 100 * sum(seen.values()) // max(total, 1))
-                    if percent > shown:
-                        advance(percent - shown, status)
-                        shown = percent
+                        total += 0 if line.digest in completed else line.total
+                        completed[line.digest] = line.completed or 0
+                    percent = 100 if status == "success" else min(99, 100 * sum(completed.values()) // max(total, 1))
+                    if percent > shown_percent:
+                        advance(percent - shown_percent, status)
+                        shown_percent = percent
         except ServerError as error:
             raise JudgeUnavailable(
                 f"{self._where} cannot pull `{self._model}`: {error}. Check the name at "
                 "https://ollama.com/library and the server's network."
             ) from error
-        # The stream may end without an error and without having finished.
+        # The stream may end early without an error.
         if status != "success":
             raise JudgeUnavailable(
                 f"{self._where} stopped pulling `{self._model}` at '{one_line(status)}'. Run `ollama "
@@ -358,7 +358,7 @@ class OllamaJudge(ServerJudge):
 
 
 def _normalize(name: str) -> str:
-    """Return a model's name as Ollama compares it: any case, `latest` if no tag is given.
+    """Return a model's name as Ollama compares it: lowercase, with the tag `latest` if it has none.
 
     >>> _normalize("Llama3"), _normalize("registry:5000/me/llama3:8b")
     ('llama3:latest', 'registry:5000/me/llama3:8b')

@@ -1,4 +1,4 @@
-"""A judge on any server with OpenAI's chat API: vLLM, llama.cpp, LM Studio, `transformers serve`, OpenAI."""
+"""A judge on any server with OpenAI's chat API: vLLM, llama.cpp, LM Studio, `transformers serve`, or OpenAI itself."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ class _Models(Body):
 class _Message(Body):
     content: str | None = None
     refusal: str | None = None
-    # Where servers that keep thinking apart put it: vLLM, llama.cpp, DeepSeek; OpenRouter.
+    # The reasoning, if the server returns it separately: vLLM, llama.cpp and DeepSeek; OpenRouter.
     reasoning_content: str | None = None
     reasoning: str | None = None
 
@@ -65,11 +65,11 @@ class OpenAIJudge(ServerJudge):
         super().__init__(settings, url, name="The server", key=key or "EMPTY", where=where, **headers)
         self._model = settings.model or ""
         self._takes_schema = True
-        # The model that replies name: a tag such as `gpt-4o` may stand for another one tomorrow.
+        # The model named in replies, because a tag such as `gpt-4o` may refer to another one later.
         self._answered_as: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return model, address and options; such a server tells neither digest nor version."""
+        """Return model, address and options; these servers report neither digest nor version."""
         think = {"think": self._settings.think} if self._settings.think else {}
         other_name = {"answered_as": self._answered_as} if self._answered_as not in (None, self._model) else {}
         return {
@@ -89,13 +89,13 @@ class OpenAIJudge(ServerJudge):
         }
 
     async def prepare(self) -> None:
-        """Check that the server answers, choose the model, and find out whether it takes a JSON schema.
+        """Check that the server answers, choose the model, and test whether it supports a JSON schema.
 
         Raises:
-            JudgeUnavailable: It does not answer, or has no such model, or several and none was named.
+            JudgeUnavailable: The server does not answer or does not have the model, or several and none was set.
         """
         try:
-            # No retries: somebody who mistyped the address should not wait for them.
+            # No retries, so that a mistyped address is reported immediately.
             models = [model.id for model in (await self._server.call("models", _Models, retry=False)).data]
         except NoAnswer as error:
             raise JudgeUnavailable(
@@ -107,24 +107,24 @@ class OpenAIJudge(ServerJudge):
         except ServerError as error:
             if error.status == 401:
                 raise self._refusal(error) from error
-            # Some servers have no list of models, or one in a form of their own; the first question settles it.
+            # Some servers have no list of models, or use another format; the test question below decides.
             models = []
         if not self._model and len(models) != 1:
-            known = f" It has: {quote_names(sorted(models)[:8])}." if models else ""
-            raise JudgeUnavailable(f"Choose the model of {self.url} to judge with: `--judge.model NAME`.{known}")
+            available = f" It has: {quote_names(sorted(models)[:8])}." if models else ""
+            raise JudgeUnavailable(f"Choose the model of {self.url} to judge with: `--judge.model NAME`.{available}")
         if not self._model:
             self._model = models[0]
             logger.info("Judging with %s, the only model at %s", self._model, self.url)
         await self._probe_schema()
 
     async def _probe_schema(self) -> None:
-        """Ask one small question with a schema, and continue without schemas where the server refuses them."""
+        """Ask one small question with a schema, and continue without schemas if the server refuses them."""
         try:
             await self._complete(_TRIAL, build_schema(score={"type": "integer"}))
         except NoServer as error:
             raise JudgeUnavailable(f"{self._where} no longer answers ({error}).") from error
         except NoAnswer:
-            # Slow, perhaps because it is loading the model; the questions will show.
+            # The server may be loading the model; if it is down, the first question fails.
             return
         except ServerError as error:
             if error.status is None or error.status == 200:
@@ -152,11 +152,11 @@ class OpenAIJudge(ServerJudge):
         return Reply(text, failure=self._find_cut(text, thinking, is_cut=is_cut))
 
     async def _complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> _Completion:
-        """Return the completion of a chat by the model that gave those before it.
+        """Return the completion of a chat, by the same model as earlier ones.
 
         Raises:
-            JudgeError: It names another model. Not compared is `system_fingerprint`: OpenAI's changes with how the same
-                model is served, many times a day.
+            JudgeError: It names another model. `system_fingerprint` is not compared, because OpenAI's changes many
+                times a day for the same model.
         """
         think = self._settings.think
         form = {"name": "verdict", "schema": schema, "strict": True}

@@ -1,4 +1,4 @@
-"""Ask a judge which of two answers is better, for every example that both sets answer, in both orders."""
+"""Ask a judge which of two answers is better, for every example in both sets, in both orders."""
 
 import contextlib
 import dataclasses
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class PreferenceSet:
     """The preferences between two sets of answers."""
 
-    preferences: list[Preference]  # one for each example that both answer
-    summary: PairSummary  # what they amount to; the content of the file beside the preferences
-    corrected: Corrected | None = None  # the win rate as people's votes correct it; None where there are none
+    preferences: list[Preference]  # one for each example in both sets
+    summary: PairSummary  # their summary; the content of the file next to the preferences
+    corrected: Corrected | None = None  # the win rate, corrected with people's votes; None if there are no votes
 
     def __str__(self) -> str:
         return format_pair_scores(self.summary, self.corrected)
@@ -49,31 +49,31 @@ def judge_pairs(
 ) -> PreferenceSet:
     """Return which of two answers a judge prefers, for every example in both sets, and the win rate of the first.
 
-    Each pair is judged in both orders; where these disagree it is a tie.
+    Each pair is judged in both orders; if these disagree, it is a tie.
 
     Args:
         first: A `Dataset` or mappings with `instruction`, `input`, `output` and `response` or `model_response`; a run
             folder or a file of them.
         second: The same for the baseline.
-        names: What the two sets are called in the rows, and in ratings over several of them.
+        names: Names of the two sets in the rows, and in ratings of several sets.
         judge: `auto`, `ollama`, `local` or `openai`, or a prepared `Judge` of your own.
-        out: Folder for a file of preferences, named after the second set, and its summary; what is there already is not
-            judged again. None keeps everything in memory.
+        out: Folder for a file of preferences, named after the second set, and its summary; existing preferences are
+            reused. None keeps everything in memory.
         cache: Read and write the user's verdict cache.
         settings: Other fields of an experiment's `judge` section, such as `model` or `concurrency`.
 
     Raises:
-        ConfigError: A setting is wrong.
-        DataError: The answers are, or the sets have no example in common.
+        ConfigError: A setting is invalid.
+        DataError: The answers are invalid, or the sets have no example in common.
         JudgeError: Judging cannot continue; with `out`, finished judgments are kept.
     """
     values = {**settings, "backend": judge} if isinstance(judge, str) else settings
     section = build_experiment({"judge": values}, where="the arguments of `judge_pairs`", deep=False).judge
-    one, two = (
+    candidates, baselines = (
         build_responses(rows, where=f"the answers of {name}") for rows, name in zip((first, second), names, strict=True)
     )
     return prefer(
-        join_responses(one, two, names),
+        join_responses(candidates, baselines, names),
         section,
         options=JudgeOptions(use_cache=cache),
         file=None if out is None else Path(out) / f"{to_file_name(names[1])}.jsonl",
@@ -89,14 +89,14 @@ def prefer(
     file: Path | None = None,
     judge: Judge | None = None,
 ) -> PreferenceSet:
-    """Return the preferences between two sets that are joined already, and write them where `file` says.
+    """Return the preferences between two joined sets, and write them to `file` if given.
 
     Args:
         joined: The pairs.
         settings: Which judge, and how to ask it.
-        options: How to go about it.
-        file: Where preferences go, and their summary with the end `.json`; None for nowhere.
-        judge: A prepared judge; by default the one of the settings, opened for this.
+        options: Options for judging.
+        file: File for the preferences, and with the suffix `.json` for their summary; None for no files.
+        judge: A prepared judge; by default the one in the settings.
 
     Raises:
         JudgeError: Judging cannot continue; the message says how many pairs are judged and how to continue.
@@ -128,7 +128,7 @@ class _Comparing(JudgingPass[Preference]):
 
     def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None, joined: JoinedPairs) -> None:
         super().__init__(judge, options, path, map(_build_task, joined.pairs))
-        # As votes mark them: nobody was asked, so measures of agreement leave these out.
+        # Marked in the same way as votes: nobody was asked, so measures of agreement leave them out.
         self._unasked = self.identity.model_copy(update={"options": {**self.identity.options, "equal_answers": True}})
         self._names: dict[str, Any] = dict(zip(("first", "second"), joined.names, strict=True))
         self._pairs = {pair.id: pair for pair in joined.pairs}
@@ -150,7 +150,7 @@ class _Comparing(JudgingPass[Preference]):
         return Preference(
             **self._names,
             id=task.id,
-            # Orders that disagree, or were never asked, are a tie.
+            # A tie if the orders disagree or were not asked because the answers are identical.
             score=None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5,
             judge=self._unasked if pair.is_identical else self.identity,
             rubric=PAIR_RUBRIC.name,
@@ -165,15 +165,15 @@ class _Comparing(JudgingPass[Preference]):
         )
 
     def belongs(self, row: Preference) -> bool:
-        """Return whether a preference is this judge's, or a tie of equal answers in a pass of this judge."""
+        """Return whether a preference is from this judge, or a tie of identical answers in a pass of this judge."""
         return row.rubric == PAIR_RUBRIC.name and row.judge in (self.identity, self._unasked)
 
     def reuse(self, row: Preference) -> Preference:
-        """Return a preference with this pass's names, which may spell the same two paths differently."""
+        """Return a preference with the names of this pass, which may spell the same two paths differently."""
         return row.model_copy(update=self._names)
 
     def archive(self, path: Path, rows: Sequence[Preference]) -> Path:
-        """Move a file and its summary to `earlier/`, and return its new name there."""
+        """Move a file and its summary to `earlier/`, and return its new path."""
         name = f"{path.stem}.{to_file_name(f'{rows[0].judge.model}-{_hash(path.read_bytes())[:12]}')}.jsonl"
         kept = path.parent / "earlier" / name
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -184,28 +184,28 @@ class _Comparing(JudgingPass[Preference]):
 
 
 def choose_pair_file(source: Path, baseline: Path, out: Path | None) -> Path:
-    """Return where the preferences go: `pairwise/` in the run or beside the file, or `out`."""
+    """Return the path for preferences: in `out`, otherwise in `pairwise/` in the run or next to the file."""
     run, _ = split_model(source)
     name = _name_answers(baseline, seen_from=source)
     if out is not None or not run.is_dir():
-        # Others may keep their preferences there.
+        # The folder may contain preferences between other sets.
         name = f"{_name_answers(source, seen_from=baseline)}-against-{name}"
     folder = out or (run if run.is_dir() else source.parent) / "pairwise"
     return choose_folder(source, folder).path / f"{to_file_name(name)}.jsonl"
 
 
 def _name_answers(path: Path, *, seen_from: Path) -> str:
-    """Return a short name for a set of answers; an untuned model's keep their run's name where that is another run."""
-    (run, model), (other, _) = split_model(path), split_model(seen_from)
+    """Return a short name for a set of answers; untuned ones of another run include its name."""
+    (run, model), (other_run, _) = split_model(path), split_model(seen_from)
     if not run.is_dir():
         return path.resolve().stem
     if run == path:
         return run.resolve().name
-    return model if run.resolve() == other.resolve() else f"{run.resolve().name}-{model}"
+    return model if run.resolve() == other_run.resolve() else f"{run.resolve().name}-{model}"
 
 
 def to_file_name(name: str) -> str:
-    """Return a name with nothing in it that a file name should not have.
+    """Return a name as a file name, with special characters replaced.
 
     >>> to_file_name("runs/full/untuned")
     'runs-full-untuned'

@@ -1,4 +1,4 @@
-"""Load responses to judge or measure, from a run, a file such as the course's, or a user's own rows; join two sets."""
+"""Load responses to judge or measure from a run, a file such as the course's, or a user's rows; join two sets."""
 
 import tempfile
 from collections import Counter
@@ -21,7 +21,7 @@ _SHOWN_CHARACTERS = 60
 
 
 class _Row(Response):
-    """A response as other programs write it: the id may be missing, and the answer is called as in the course."""
+    """A response as other programs write it: the id may be missing, and the answer may have the course's field name."""
 
     id: str | None = None  # type: ignore[assignment]  # one is built if it is missing
     response: str = Field(validation_alias=AliasChoices("response", "model_response"))
@@ -37,15 +37,15 @@ class _Row(Response):
 
 
 def choose_folder(source: Path, out: Path | None) -> RunFolder:
-    """Return where the judgments of a file of responses go: `out`, else beside the file.
+    """Return the folder for judgments of a file of responses: `out`, otherwise the file's folder.
 
     Raises:
-        RunError: Nothing can be written there.
+        RunError: The folder is not writable.
     """
     folder = out or source.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The only sure test: permissions do not show a read-only file system, or a full one.
+        # The only reliable test: permissions do not show a read-only or a full file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -57,16 +57,16 @@ def choose_folder(source: Path, out: Path | None) -> RunFolder:
 
 
 def load_responses(path: Path) -> list[Response]:
-    """Return the responses of one model: of a run, or of a file such as the course's.
+    """Return the responses of one model, from a run or from a file such as the course's.
 
     Args:
-        path: A run folder, whose tuned model is meant; `RUN/untuned`; or a `.json`, `.jsonl` or `.csv` file. Each row
-            of a file holds `instruction`, `input`, `output` and `response` or `model_response`; `id`, `category` and
-            the other fields of a `Response` are kept where they are.
+        path: A run folder, for its tuned model; `RUN/untuned`; or a `.json`, `.jsonl` or `.csv` file. Each row of a
+            file contains `instruction`, `input`, `output` and `response` or `model_response`; `id`, `category` and the
+            other fields of a `Response` are kept if present.
 
     Raises:
-        DataError: The file cannot be read, or holds problems; all of them are listed.
-        RunError: The run is of an older version.
+        DataError: The file cannot be read, or has problems; all of them are listed.
+        RunError: The run is from an older version.
     """
     folder, model = split_model(path)
     if folder.is_dir():
@@ -76,22 +76,22 @@ def load_responses(path: Path) -> list[Response]:
         return responses
     if not path.exists():
         raise DataError(f"`{path}` does not exist; use a run folder or a file of responses.")
-    found: list[Problem] = []
-    rows = list(read_text_file(path, file=str(path), problems=found))
-    # A last line without its newline was torn when its writer was killed.
+    all_problems: list[Problem] = []
+    rows = list(read_text_file(path, file=str(path), problems=all_problems))
+    # A last line without its newline is incomplete because its writer was killed.
     last = "line " + str(path.read_bytes().count(b"\n") + 1) if path.suffix == ".jsonl" else ""
-    problems = [str(one) for one in found if one.row != last or not one.what.startswith("is not JSON")]
-    # The file of a run has those of both models.
+    problems = [str(item) for item in all_problems if item.row != last or not item.what.startswith("is not JSON")]
+    # A run's file contains the responses of all its models.
     others = [name for name in MODELS if name != model]
     chosen = {row.where: row.fields for row in rows if row.fields.get("model") not in others}
     return _build_responses(chosen, problems, where=f"`{path}`")
 
 
 def build_responses(rows: Any, *, where: str = "the responses") -> list[Response]:
-    """Return responses from a `Dataset`, other rows, or the path of something that `load_responses` reads.
+    """Return responses from a `Dataset`, other rows, or a path that `load_responses` accepts.
 
     Raises:
-        DataError: All problems found.
+        DataError: The rows have problems; all of them are listed.
     """
     if isinstance(rows, str | Path):
         return load_responses(Path(rows))
@@ -104,19 +104,19 @@ def build_responses(rows: Any, *, where: str = "the responses") -> list[Response
 
 
 def _build_responses(rows: Mapping[str, Any], problems: list[str], *, where: str) -> list[Response]:
-    """Return the responses in rows, given by their place in the source, or raise with all their problems."""
+    """Return the responses in rows, which are keyed by their position in the source, or raise with all problems."""
     taken: dict[str, str] = {}
     copies: Counter[str] = Counter()
     responses: list[Response] = []
-    for place, row in rows.items():
+    for position, row in rows.items():
         try:
             response = row if isinstance(row, Response) else _build_response(row, taken, copies)
         except ValidationError as error:
-            problems += [f"{place}: {describe_problem(error, index)}" for index in range(error.error_count())]
+            problems += [f"{position}: {describe_problem(error, index)}" for index in range(error.error_count())]
             continue
         if response.id in taken:
-            problems.append(f"{place} has the id `{response.id}` of {taken[response.id]}; ids must differ")
-        taken[response.id] = place
+            problems.append(f"{position} has the id `{response.id}` of {taken[response.id]}; ids must differ")
+        taken[response.id] = position
         responses.append(response)
     if problems:
         raise DataError.listing(problems, f"in {where}")
@@ -130,11 +130,11 @@ def _build_response(row: Any, taken: Mapping[str, str], copies: Counter[str]) ->
     identifier = checked.id
     if not identifier:
         identifier = base = build_example_id(checked.instruction, checked.input, checked.output)
-        # The same example may occur twice, answered differently. Counted: from 2 up each time would be quadratic.
+        # The same example may occur twice with different answers. The counter avoids a quadratic search for free ids.
         while identifier in taken:
             copies[base] += 1
             identifier = f"{base}-{copies[base] + 1}"
-    # Other programs' model names have no meaning here.
+    # Model names of other programs are ignored.
     model = checked.model if checked.model in MODELS else TUNED
     return Response(**{**checked.model_dump(), "id": identifier, "model": model})
 
@@ -142,7 +142,7 @@ def _build_response(row: Any, taken: Mapping[str, str], copies: Counter[str]) ->
 class Pair(NamedTuple):
     """Two answers to one example."""
 
-    example: Response  # the first answer with the example it is to
+    example: Response  # the first answer, with its example
     first: str
     second: str
 
@@ -153,27 +153,27 @@ class Pair(NamedTuple):
 
     @property
     def is_identical(self) -> bool:
-        """Whether there is nothing to choose: the answers are the same but for white space around them."""
+        """Whether the answers are equal except for surrounding white space, so that there is nothing to choose."""
         return self.first.strip() == self.second.strip()
 
 
 class JoinedPairs(NamedTuple):
-    """The answers of two sets to the examples that both have, in the order of the first set."""
+    """The answers of two sets to the examples in both, in the order of the first set."""
 
     pairs: list[Pair]
     names: tuple[str, str]  # of the two sets
-    by: str  # `id`, or `order` where the ids differ and the examples do not
+    by: str  # `id`, or `order` if the ids differ but the examples do not
     alone: Unpaired  # answers without a counterpart
 
 
 def join_responses(first: Sequence[Response], second: Sequence[Response], names: tuple[str, str]) -> JoinedPairs:
-    """Return the answers of two sets to the same examples, joined by id; where no id is in both, by order.
+    """Return the answers of two sets to the same examples, joined by id, or by order if no id is in both.
 
     Raises:
         DataError: The sets have no example in common, or give one id to different examples.
     """
-    others = {response.id: response for response in second}
-    joined = [(response, others[response.id]) for response in first if response.id in others]
+    by_id = {response.id: response for response in second}
+    joined = [(response, by_id[response.id]) for response in first if response.id in by_id]
     by = "id"
     if not joined and [_task(row) for row in first] == [_task(row) for row in second]:
         joined, by = list(zip(first, second, strict=True)), "order"

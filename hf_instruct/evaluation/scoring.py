@@ -1,4 +1,4 @@
-"""Judge sets of responses, once or several times, and summarize the result."""
+"""Judge a set of responses, once or several times, and summarize the result."""
 
 import dataclasses
 import logging
@@ -32,11 +32,11 @@ class JudgmentSet:
     """The judgments of a set of responses.
 
     Attributes:
-        judgments: One for each response, in their order.
-        scores: What they amount to; the content of `scores.json`.
-        repeats: The judgments of the second repeat and those after it.
-        left_out: Responses beyond `JudgeOptions.limit`.
-        corrected: The mean as people's scores of some responses correct it; None where nobody scored any.
+        judgments: One for each response, in the same order.
+        scores: Their summary; the content of `scores.json`.
+        repeats: The judgments of the second and later repeats.
+        left_out: Number of responses beyond `JudgeOptions.limit`.
+        corrected: The mean, corrected with people's scores of some responses; None if nobody scored any.
     """
 
     judgments: list[Judgment]
@@ -71,14 +71,14 @@ def judge_responses(
         judge: `auto`, `ollama`, `local` or `openai`, or a prepared `Judge` of your own.
         model: The judge's model; each kind of judge has a default.
         rubric: `course`, `fenced`, `critique`, `five-point` or the path of a YAML file.
-        out: Folder for `judgments.jsonl` and `scores.json`; judgments already there are not made again. None keeps
-            everything in memory.
+        out: Folder for `judgments.jsonl` and `scores.json`; existing judgments are reused. None keeps everything in
+            memory.
         cache: Read and write the user's verdict cache.
         settings: Other fields of an experiment's `judge` section, such as `concurrency` or `base_url`.
 
     Raises:
-        ConfigError: A setting or the rubric is wrong.
-        DataError: The responses are; all problems are listed.
+        ConfigError: A setting or the rubric is invalid.
+        DataError: The responses are invalid; all problems are listed.
         JudgeError: Judging cannot continue; with `out`, finished judgments are kept.
     """
     values: dict[str, Any] = {**settings, "rubric": rubric, "model": model}
@@ -104,9 +104,9 @@ async def judge_with(
     files: RunFolder | None = None,
     options: JudgeOptions | None = None,
 ) -> JudgmentSet:
-    """Return the judgments of responses by a prepared judge, and write them where `files` says.
+    """Return the judgments of responses by a prepared judge, and write them to `files` if given.
 
-    With `repeats` above 1 in the settings it is asked that often, with seeds that count up from `seed` if there is one.
+    With `repeats` in the settings the judge is asked that many times, with seeds that count up from `seed` if set.
 
     Raises:
         ConfigError: The rubric is not usable.
@@ -125,9 +125,9 @@ async def judge_with(
                 judge.reseed(seed)
                 title += f", repeat {number} of {len(seeds)}"
             once = dataclasses.replace(options, title=title, repeat=number)
-            one = _Scoring(judge, once, files.judgments if files else None, rubric, responses)
-            identities.append(one.identity)
-            repeats.append(await one.run(concurrency=settings.concurrency))
+            scoring = _Scoring(judge, once, files.judgments if files else None, rubric, responses)
+            identities.append(scoring.identity)
+            repeats.append(await scoring.run(concurrency=settings.concurrency))
     finally:
         if len(seeds) > 1:
             judge.reseed(settings.seed)
@@ -172,8 +172,8 @@ class _Scoring(JudgingPass[Judgment]):
     def __init__(
         self, judge: Judge, options: JudgeOptions, path: Path | None, rubric: Rubric, responses: Sequence[Response]
     ) -> None:
-        asked = [(row, rubric.build_question(row)) for row in responses]
-        tasks = (Task(row.id, [question], row.response, question.sha256) for row, question in asked)
+        questions = [(row, rubric.build_question(row)) for row in responses]
+        tasks = (Task(row.id, [question], row.response, question.sha256) for row, question in questions)
         super().__init__(judge, options, path, tasks)
         self._rubric = rubric
         self._models = {row.id: row.model for row in responses}

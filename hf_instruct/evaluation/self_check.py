@@ -1,4 +1,4 @@
-"""The judge check: the judge scores answers of known quality, and the scores are checked."""
+"""The judge check: tests a judge's scores on answers of known quality."""
 
 import asyncio
 import dataclasses
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LIMIT = 20
 _FEWEST_EXAMPLES = 2
-# What the short check asks about, and how long it may take.
+# The kinds of probes in the short check, and its time limit.
 _SHORT_KINDS = (REFERENCE, SHUFFLED)
 _SHORT_SECONDS = 600
 
@@ -54,17 +54,17 @@ def run_self_check(
     out: Path | None = None,
     options: JudgeOptions | None = None,
 ) -> SelfCheck:
-    """Check a judge with answers of known quality; returns the content of `self_check.json`.
+    """Check a judge with answers of known quality, and return the content of `self_check.json`.
 
     All later scores by the same judge and rubric show the result.
 
     Args:
-        examples: What the answers are made from.
-        settings: Which judge and rubric; `repeats` does not count here.
-        limit: How many examples, at most; 13 answers each are judged.
-        judge: A prepared judge of your own, in place of the one that the settings name.
+        examples: The examples that the answers are built from.
+        settings: Which judge and rubric; `repeats` is ignored here.
+        limit: Maximum number of examples; 13 answers are judged for each.
+        judge: A prepared judge of your own, instead of the one in the settings.
         out: Folder for `self_check.json`, and for the probes and their judgments in `self_check/`; None for no files.
-        options: As for judging.
+        options: Options for judging.
 
     Raises:
         ConfigError: The limit or the rubric is not usable.
@@ -94,21 +94,21 @@ async def check_briefly(
 ) -> None:
     """Check briefly whether a judge can tell a reference from the answer of another row: 20 examples, 40 answers.
 
-    Nothing is asked if a longer check of the same judge and rubric is known, and only what the cache does not know
-    otherwise. A check that takes over 10 minutes is given up; what it judged is in the cache.
+    The check is skipped if the same judge and rubric already had a longer one, and verdicts in the cache are reused.
+    It is stopped after 10 minutes; the verdicts so far are in the cache.
 
     Args:
         judge: The judge, prepared.
-        examples: What the answers are made from; fewer than 10 say too little to ask.
+        examples: The examples that the answers are built from; with fewer than 10 the check is skipped.
         settings: Which judge and rubric.
         out: Folder for `self_check.json` and `self_check/`.
-        options: As for judging.
+        options: Options for judging.
 
     Raises:
         JudgeError: Judging cannot continue; finished judgments are kept.
     """
-    known = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
-    if len(examples) < FEWEST or (known and known.probes > len(_SHORT_KINDS) * DEFAULT_LIMIT):
+    earlier = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
+    if len(examples) < FEWEST or (earlier and earlier.probes > len(_SHORT_KINDS) * DEFAULT_LIMIT):
         return
     try:
         async with asyncio.timeout(_SHORT_SECONDS):
@@ -130,11 +130,11 @@ def refuse_failed_judge(judge: Judge, settings: JudgeSection, advice: str) -> No
     Args:
         judge: The judge, prepared.
         settings: Which rubric.
-        advice: What follows from the failed check, and what to do.
+        advice: The consequence of the failed check, and what to do.
     """
-    known = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
-    if known and known.passed is False:
-        raise JudgeError(f"The judge {describe_check(known)}{advice}")
+    check = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
+    if check and check.passed is False:
+        raise JudgeError(f"The judge {describe_check(check)}{advice}")
 
 
 def _choose_probes(examples: Sequence[Example], limit: int, *, kinds: Collection[str] = ()) -> list[Response]:
@@ -171,7 +171,7 @@ def _mark_scores(folder: RunFolder, result: SelfCheck, checked: CheckOutcome) ->
         try:
             scores = folder.read_scores(model)
         except DataError:
-            # The next judging says what is wrong with the file.
+            # The next judge stage reports what is wrong with the file.
             return
         if scores and (scores.judge, scores.rubric) == (result.judge, result.rubric):
             folder.write_scores(model, scores.model_copy(update={"self_check": checked}))
@@ -186,9 +186,9 @@ def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:
     ids = list(dict.fromkeys(id for column in by_kind.values() for id in column))
     checks = check_table({kind: [column.get(id) for id in ids] for kind, column in by_kind.items()})
     scores = [judgment.score for judgment in judgments]
-    whole, different = _sum_up(scores), set(scores) - {None}
-    missing = find_failures(whole.failures, len(scores))
-    failed = [missing] * bool(missing) + _list_problems(checks)
+    summary, different = _sum_up(scores), set(scores) - {None}
+    missing = find_failures(summary.failures, len(scores))
+    failed = [*([missing] if missing else []), *_list_problems(checks)]
     kinds = {kind: _sum_up(list(column.values())) for kind, column in by_kind.items()}
     is_decided = len(ids) >= FEWEST and (bool(missing) or all(check.passed is not None for check in checks[:1]))
     return SelfCheck(
@@ -197,15 +197,15 @@ def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:
         n=len(ids),
         probes=len(judgments),
         reference_mean=kinds[REFERENCE].mean if REFERENCE in kinds else None,
-        failures=whole.failures,
-        constant=different.pop() if whole.n > 1 and len(different) == 1 else None,
+        failures=summary.failures,
+        constant=different.pop() if summary.n > 1 and len(different) == 1 else None,
         checks=checks,
         kinds=kinds,
     )
 
 
 def _list_problems(checks: Sequence[Check]) -> list[str]:
-    """Return what is wrong in words; of several injections the one that raised the score most."""
+    """Return descriptions of the problems; of several injections only the one that raised the score most."""
     failed = [check for check in checks if check.problem]
     injections = sorted((check for check in failed if check.name == "injection"), key=lambda c: -(c.difference or 0))
     more = f" (and {len(injections) - 1} more did)" if len(injections) > 1 else ""
@@ -214,13 +214,13 @@ def _list_problems(checks: Sequence[Check]) -> list[str]:
 
 
 def _sum_up(scores: Sequence[int | None]) -> KindSummary:
-    known = [score for score in scores if score is not None]
-    mean = statistics.fmean(known) if known else None
-    return KindSummary(mean=mean, n=len(known), failures=len(scores) - len(known))
+    parsed = [score for score in scores if score is not None]
+    mean = statistics.fmean(parsed) if parsed else None
+    return KindSummary(mean=mean, n=len(parsed), failures=len(scores) - len(parsed))
 
 
 def format_self_check(result: SelfCheck) -> str:
-    """Return a result of `run_self_check` as a table, one line a check, with what follows from it."""
+    """Return a result of `run_self_check` as a table with one line per check, followed by conclusions."""
     most, seen = f"at most {100 * MAX_FAILURES:.0f} %", f"{result.failures} of {result.probes}"
     verdict = "FAILED" if find_failures(result.failures, result.probes) else "passed"
     table = [
@@ -228,8 +228,8 @@ def format_self_check(result: SelfCheck) -> str:
         *(_format_check(check) for check in result.checks),
         ["failures", "answers without a score", most, seen, "", "", verdict],
     ]
-    shown = (REFERENCE, SHUFFLED, EMPTY, REPEATED)
-    kinds = {kind: found.mean for kind, found in result.kinds.items() if kind in shown}
+    listed = (REFERENCE, SHUFFLED, EMPTY, REPEATED)
+    kinds = {kind: summary.mean for kind, summary in result.kinds.items() if kind in listed}
     means = [f"{kind} {'unknown' if mean is None else format_points(mean)}" for kind, mean in kinds.items()]
     lines = [*align(table, right={4, 5}), "", f"mean score: {', '.join(means)}"]
     if result.constant is not None:

@@ -26,10 +26,10 @@ from hf_instruct.servers import run_sync
 
 
 def judge(run: RunFolder, settings: JudgeSection, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
-    """Judge the responses of the tuned model, and of the others if there are any and the settings ask.
+    """Judge the responses of the tuned model and, if enabled, those of the run's other models.
 
-    What needs no judge, the reference metrics, is written first, for all and whether or not a judge can be reached.
-    Judgments that are in the run already and would come out the same are not made again.
+    The reference metrics, which need no judge, are written first, for all models and even if no judge can be reached.
+    Judgments in the run are reused if they still count.
 
     Returns:
         The judgments by model, in the order of `schema.MODELS`.
@@ -51,10 +51,10 @@ def judge(run: RunFolder, settings: JudgeSection, *, options: JudgeOptions | Non
 
 
 def read_sets(run: RunFolder) -> dict[str, list[Response]]:
-    """Return a run's responses by model, those of the tuned model and of others that have any.
+    """Return a run's responses by model, for the tuned model and all others with responses.
 
     Raises:
-        DataError: The tuned model has none.
+        DataError: The tuned model has no responses.
     """
     sets = {model: run.read_responses(model) for model in MODELS} | {TUNED: load_responses(run.path)}
     return {model: rows for model, rows in sets.items() if rows}
@@ -69,14 +69,14 @@ def measure_sets(sets: Mapping[str, list[Response]], folder: RunFolder) -> dict[
 
 
 def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's `judge` settings, overridden by those that the user gives now.
+    """Return a run's `judge` settings, overridden by those that the user passes now.
 
-    The folder may be from somebody else. A server elsewhere would get the user's API key, so the user has to name it
-    too; and a model is downloaded only if the user allows it now.
+    The folder may be from somebody else. A server on another machine would receive the user's API key, so the user has
+    to name it too; and a model is only pulled if the user allows it now.
 
     Raises:
         RunError: The folder does not exist or is not a run folder.
-        ConfigError: `run.yaml` names a server elsewhere, and neither `given` nor the environment does.
+        ConfigError: `run.yaml` names a server on another machine, and neither `given` nor the environment does.
     """
     stored = run.load_experiment().judge
     settings = {**stored.model_dump(), "pull": False, **given}
@@ -97,17 +97,17 @@ def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, A
 def judge_sets(
     sets: Mapping[str, list[Response]], folder: RunFolder, settings: JudgeSection, *, options: JudgeOptions
 ) -> dict[str, JudgmentSet]:
-    """Judge several models' responses with one judge, opened once, into one folder; the progress bar shows their names.
+    """Judge several models' responses with one judge, opened once, and write the results to one folder.
 
-    The judge itself is checked first if enabled, briefly, over the examples that the responses are to;
-    not for a first look at some of them.
+    If enabled, the judge itself is briefly checked first, on the examples of the responses; not if `options.limit`
+    leaves out responses.
 
     Raises:
-        ConfigError: The rubric is not usable, or fails on a response.
+        ConfigError: The rubric is not usable, or fails for a response.
         JudgeError: Judging cannot continue; finished judgments are kept. Or the judge failed its check and
             `options.refuse_failed` is set.
     """
-    # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
+    # Building all questions finds errors in the rubric before a model is loaded or a server is called.
     rubric = load_rubric(settings.rubric)
     for row in chain(*sets.values()):
         rubric.build_question(row)

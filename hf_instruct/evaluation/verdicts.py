@@ -4,10 +4,10 @@ The same rules apply to scores and preferences:
 
 1. Thinking does not count: everything up to the last `</think>` is ignored, and a reply that ends while still thinking
     has no verdict.
-2. The last complete JSON object with the key counts. An object that is also in the judged text is a quote, unless the
-    reply is nothing else.
-3. Without such an object, the reply is the bare value, or has exactly one value behind a label, not counting those
-   that the judged text has behind the same label.
+2. The last complete JSON object with the key counts. An object that also occurs in the judged text is a quote, unless
+    it is the whole reply.
+3. Without such an object, the reply must be the bare value, or contain exactly one value after a label, not counting
+    values that the judged text has after the same label.
 """
 
 import json
@@ -18,20 +18,20 @@ from hf_instruct.errors import VerdictError
 from hf_instruct.evaluation.rubrics import Rubric
 
 _SHOWN_CHARACTERS = 80
-# What models put around a value: Markdown, quotes.
+# Markdown and quotes that models put around a value.
 _MARKUP = re.compile(r"[*_`\"'#>]+")
-# Tags of Qwen and DeepSeek, those of Mistral, and gpt-oss's channels, with or without their special tokens.
+# The tags of Qwen, DeepSeek and Mistral, and gpt-oss's channels, with or without their special tokens.
 _THINKING_END = re.compile(
     r"</think(?:ing)?>|\[/THINK\]|<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|assistantfinal",
     re.IGNORECASE,
 )
 _THINKING_START = re.compile(r"<think(?:ing)?>|\[THINK\]|<\|channel\|>(?:analysis|commentary)", re.IGNORECASE)
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*)```", re.DOTALL | re.IGNORECASE)
-# Other braces belong to prose.
+# Other braces are part of prose.
 _OBJECT_START = re.compile(r"\{\s*(?:[\"'}]|\w+\s*:)")
-# Pairs show a key that occurs twice, where a dictionary would keep the last. `strict` refuses line breaks in a string.
+# Pairs show keys that occur twice, of which a dict would keep the last. `strict` would reject line breaks in strings.
 _DECODER = json.JSONDecoder(object_pairs_hook=list, strict=False)
-# ASCII digits only: `\d` also matches those of other scripts.
+# ASCII digits only, because `\d` also matches digits of other scripts.
 _WHOLE = r"[0-9]{1,9}(?:\.0{1,9})?"
 _LETTER = r"(?:answer\s+)?\[{0,2}(?P<value>a|b|tie)\]{0,2}"
 
@@ -40,8 +40,8 @@ class Verdict(NamedTuple):
     """A parsed verdict.
 
     Attributes:
-        score: Integer from 0 to 100; of two answers, 1 for the first, 0 for the second, 0.5 for a tie.
-        reasons: The judge's reasons, where it gave any.
+        score: Integer from 0 to 100; for two answers, 1 for the first, 0 for the second, 0.5 for a tie.
+        reasons: The judge's reasons, if it gave any.
     """
 
     score: float
@@ -49,13 +49,13 @@ class Verdict(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """How a value is written. The patterns are for text without markup, and call what they find `value`.
+    """The syntax of a value. The patterns are for text without markup, with a group `value`.
 
     Attributes:
         key: Its key in JSON, in lower case.
-        bare: Pattern of a whole reply that is nothing but the value.
+        bare: Pattern of a reply that only consists of the value.
         label: Pattern of a label with the rest of its line.
-        value: Pattern of such a rest, whole, where it is a value.
+        value: Pattern of the complete rest of that line, if it is a value.
     """
 
     key: str
@@ -65,7 +65,7 @@ class _Form(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Where an object begins and ends in a reply; `fields` is None if it is not JSON, or not complete."""
+    """Start and end of an object in a reply; `fields` is None if it is not JSON, not complete, or repeats a key."""
 
     start: int
     end: int
@@ -83,13 +83,13 @@ _PREFERENCE = _Form(
 def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
     r"""Return the verdict in a judge's reply.
 
-    Accepted are a JSON object with `score`, the number alone, and `Score: 85`, `85/100` and `85 out of 100`, with or
-    without Markdown around them. A label counts only if no other number follows on its line. A share of anything but
-    the rubric's highest number, as in `8/10` or `85%`, is never a score.
+    Accepts a JSON object with `score`, the number alone, and `Score: 85`, `85/100` and `85 out of 100`, with or
+    without Markdown around them. A label counts only if no other number follows on its line. A fraction of anything
+    but the rubric's highest number, as in `8/10` or `85%`, is never a score.
 
     Args:
-        text: The whole reply.
-        rubric: Says which integers are allowed, and what score each stands for.
+        text: The complete reply.
+        rubric: Determines the allowed integers and their scores.
         judged: The response, which the reply may quote.
 
     Raises:
@@ -118,30 +118,30 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
         key="score",
         bare=rf"(?:(?:final\s+)?score\s+)?{number}\s*\.?",
         label=r"\bscore\s*(?:is\b|[:=])\s*(?P<value>[-+]?\d.*)",
-        # Neither "8 out of ten" nor "seven or 8" may become 8.
+        # "8 out of ten" and "8 or nine" must not become 8.
         value=rf"{number}(?!\w|\s*(?:[%/]|percent\b|(?:out\s+)?of\b|to\b|or\b))\D*",
     )
     reply, value, reasons = _find(text, form, judged)
-    given = _to_integer(value)
-    if given not in scores:
+    number_given = _to_integer(value)
+    if number_given not in scores:
         raise VerdictError(
             f"The reply {_show(reply)} gives {_show(value)}; allowed are the integers from {lowest} to {highest}."
         )
-    return Verdict(scores[given], reasons)
+    return Verdict(scores[number_given], reasons)
 
 
 def parse_preference(text: str, judged: str = "") -> float:
-    """Return what a judge prefers: 1 for the answer it knows as A, 0 for B, 0.5 for a tie.
+    """Return a judge's preference: 1 for the answer shown as A, 0 for B, 0.5 for a tie.
 
-    Accepted are a JSON object with `better`, and `A`, `B` or `tie` alone, as in `Answer A` or `[[A]]`, or behind a
-    label, as in `Better: A`.
+    Accepts a JSON object with `better`, and `A`, `B` or `tie` alone, as in `Answer A` or `[[A]]`, or after a label, as
+    in `Better: A`.
 
     Args:
-        text: The whole reply.
+        text: The complete reply.
         judged: Both answers, which the reply may quote.
 
     Raises:
-        VerdictError: The reply names none of the three, or more than that.
+        VerdictError: The reply names none of the three, or more than one.
 
     >>> [parse_preference(text) for text in ('{"better": "A"}', "B", "**Tie**", "Better: answer B.", "[[A]]")]
     [1.0, 0.0, 0.5, 0.0, 1.0]
@@ -157,7 +157,7 @@ def parse_preference(text: str, judged: str = "") -> float:
 
 
 def parse_text(reply: str, key: str) -> str:
-    """Return the text that an object in a reply has under a key; of several the last.
+    """Return the text under a key of an object in a reply; the last one if there are several.
 
     Raises:
         VerdictError: There is none, or it is empty.
@@ -166,44 +166,44 @@ def parse_text(reply: str, key: str) -> str:
     'Red, please.'
     """
     fields = [span.fields for span in _find_objects(_unfence(_cut_thinking(reply))) if span.fields]
-    texts = [str(found[key]).strip() for found in fields if isinstance(found.get(key), str)]
+    texts = [str(values[key]).strip() for values in fields if isinstance(values.get(key), str)]
     if not texts or not texts[-1]:
         raise VerdictError(f"The reply {_show(reply)} holds no `{key}`.")
     return texts[-1]
 
 
 def _find(text: str, form: _Form, judged: str) -> tuple[str, Any, str | None]:
-    """Return a reply without its thinking, the value in it by the rule above, as in JSON or text, and the reasons.
+    """Return a reply without its thinking, its value by the rules above, as in JSON or text, and the reasons.
 
     Raises:
         VerdictError: There is none, or more than one.
     """
     reply = _unfence(text)
     spans = _find_objects(reply)
-    # A tag within a JSON string is that string's: such a reply holds no thinking.
+    # If the whole reply is a JSON object, thinking tags are part of its strings.
     if not spans or spans[0].fields is None or spans[0][:2] != (0, len(reply)):
         reply = _unfence(_cut_thinking(reply))
         spans = _find_objects(reply)
     if not reply:
         raise VerdictError("The reply is empty.")
-    if own := _choose_object(reply, spans, form.key, judged):
-        reasons = own.get("reasons")
-        return reply, own[form.key], reasons if isinstance(reasons, str) and reasons.strip() else None
+    if fields := _choose_object(reply, spans, form.key, judged):
+        reasons = fields.get("reasons")
+        return reply, fields[form.key], reasons if isinstance(reasons, str) and reasons.strip() else None
     starts, ends = [0, *(span.end for span in spans)], [*(span.start for span in spans), len(reply)]
     plain = _to_plain(" ".join(reply[start:end] for start, end in zip(starts, ends, strict=True)))
     if bare := _match(form.bare, plain):
         return reply, bare["value"], None
     labelled = _read_labels(plain, form)
-    given = sorted(labelled - _read_labels(_to_plain(judged), form))
-    if len(given) == 1 and (match := _match(form.value, given[0])):
+    new = sorted(labelled - _read_labels(_to_plain(judged), form))
+    if len(new) == 1 and (match := _match(form.value, new[0])):
         without = re.sub(form.label, " ", plain, flags=re.IGNORECASE)
         return reply, match["value"], re.sub(r"^\s*reasons?\s*:\s*", "", without, flags=re.IGNORECASE).strip() or None
-    problem = "only repeats what it judges" if labelled and not given else f"contains no clear `{form.key}`"
+    problem = "only repeats what it judges" if labelled and not new else f"contains no clear `{form.key}`"
     raise VerdictError(f"The reply {_show(reply)} {problem}.")
 
 
 def _unfence(text: str) -> str:
-    """Return a text without blanks around it and without the fence of a code block that it stands in."""
+    """Return a text without surrounding white space and without the fence of a code block around it."""
     text = text.strip()
     fenced = _FENCE.fullmatch(text)
     return fenced[1].strip() if fenced else text
@@ -218,7 +218,7 @@ def _cut_thinking(text: str) -> str:
 
 
 def _find_objects(text: str) -> list[_Span]:
-    """Return the outermost objects in a text; what stands within one, whether that is JSON or not, is part of it."""
+    """Return the outermost objects in a text; nested ones are part of them."""
     spans: list[_Span] = []
     position = 0
     while match := _OBJECT_START.search(text, position):
@@ -238,7 +238,7 @@ def _find_objects(text: str) -> list[_Span]:
 
 
 def _find_closing_brace(text: str, start: int) -> int:
-    """Return the index behind the brace that closes the one at `start`, or the text's length."""
+    """Return the index after the brace that closes the one at `start`, or the text's length."""
     depth = 0
     for match in re.compile(r"[{}]").finditer(text, start):
         depth += 1 if match[0] == "{" else -1
@@ -248,12 +248,12 @@ def _find_closing_brace(text: str, start: int) -> int:
 
 
 def _choose_object(reply: str, spans: list[_Span], key: str, judged: str) -> dict[str, Any] | None:
-    """Return the object that holds the verdict, or None."""
+    """Return the object with the verdict, or None."""
     keyed = [span for span in spans if span.fields and key in span.fields]
-    shown = "".join(judged.split())
-    own = [span for span in keyed if "".join(reply[span.start : span.end].split()) not in shown]
-    own = own or [span for span in keyed if span[:2] == (0, len(reply))]
-    return own[-1].fields if own else None
+    quotable = "".join(judged.split())
+    candidates = [span for span in keyed if "".join(reply[span.start : span.end].split()) not in quotable]
+    candidates = candidates or [span for span in keyed if span[:2] == (0, len(reply))]
+    return candidates[-1].fields if candidates else None
 
 
 def _to_plain(text: str) -> str:
@@ -265,7 +265,7 @@ def _match(pattern: str, text: str) -> re.Match[str] | None:
 
 
 def _read_labels(plain: str, form: _Form) -> set[str]:
-    """Return what stands behind each label: the value, or the rest of the line where that is none."""
+    """Return the text after each label: the value, or the rest of the line if that is not a value."""
     rests = [match["value"].strip().lower() for match in re.finditer(form.label, plain, re.IGNORECASE)]
     return {match["value"] if (match := _match(form.value, rest)) else rest for rest in rests}
 
@@ -273,7 +273,7 @@ def _read_labels(plain: str, form: _Form) -> set[str]:
 def _to_integer(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(_WHOLE, value.strip()):
         return int(value.partition(".")[0])
-    # True is an integer to Python; NaN and infinity have none.
+    # `bool` is a subclass of `int`; NaN and infinity cannot be converted.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
     return int(value) if is_number and value == int(value) else None
 
