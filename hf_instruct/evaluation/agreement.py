@@ -26,20 +26,20 @@ _FEW = 20
 class Side:
     """One of the two sets of verdicts."""
 
-    name: str  # of its file
-    judge: str  # in words; empty if unknown
-    total: int  # examples it has
-    failed: int  # of these, how many without a verdict
-    alone: int  # of these, how many the other side does not have
-    mean: float | None  # of the scores where both have a verdict, in points; None for preferences
+    name: str  # name of the file
+    judge: str  # label of the judge; empty if unknown
+    total: int  # number of examples
+    failed: int  # examples without a verdict
+    alone: int  # examples that the other side does not have
+    mean: float | None  # mean score where both sides have a verdict, in points; None for preferences
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
     """The agreement of two sets of verdicts.
 
-    `estimates` are by name. Of scores: `pearson`, `spearman`, `kendall` (tau-b), from -1 to 1; `mean_difference`
-    (second - first) and `mean_absolute_difference`, in points; `within_10`, a fraction. Of preferences: `agreement`, a
+    `estimates` are by name. For scores: `pearson`, `spearman`, `kendall` (tau-b), from -1 to 1; `mean_difference`
+    (second - first) and `mean_absolute_difference`, in points; `within_10`, a fraction. For preferences: `agreement`, a
     fraction; `kappa` (Cohen's), at most 1.
     """
 
@@ -49,7 +49,7 @@ class Agreement:
     joined_by: str  # `id` or `order`
     n: int  # examples that both have a verdict on
     estimates: Mapping[str, Estimate]
-    counts: list[list[int]] | None  # of preferences: how often first and second say `LABELS`, [first, second]
+    counts: list[list[int]] | None  # for preferences: how often each pair of `LABELS` occurs, [first, second]
     notices: list[str]  # what a reader should know
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def measure_agreement(
     Args:
         first: A run folder or a file of verdicts (a path), a list of numbers, a mapping of ids to numbers, or
             `Judgment` or `Preference` rows.
-        second: The other, of the same kind.
+        second: The other side, of the same kind.
         voters: For each side, use only the votes of this voter.
         seed: Seed of the bootstrap.
 
@@ -155,9 +155,9 @@ def _note_other_answers(first: Verdicts, second: Verdicts, keys: "pandas.Index")
     if len(answers) < 2 or not all(answers):
         return []
     different = sum(answers[0].get(key) != answers[1].get(key) for key in keys)
-    return [
-        f"The answers differ in {different} of {len(keys)} examples: the verdicts are on different answers."
-    ] * bool(different)
+    if not different:
+        return []
+    return [f"The answers differ in {different} of {len(keys)} examples: the verdicts are on different answers."]
 
 
 def _note_scales(sides: Sequence[Side], a: "numpy.ndarray", b: "numpy.ndarray") -> list[str]:
@@ -178,7 +178,7 @@ def _note_scales(sides: Sequence[Side], a: "numpy.ndarray", b: "numpy.ndarray") 
 def _measure_scores(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[str, Estimate]:
     from scipy.stats import kendalltau, rankdata
 
-    # The p value, which is not used, is fastest as an asymptotic one; of two examples there is none.
+    # The p value is not used. The asymptotic one is the fastest, but is not defined for two examples.
     method = "asymptotic" if len(a) > 2 else "exact"
 
     def correlate(at: "numpy.ndarray") -> list[float]:
@@ -202,7 +202,7 @@ def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
     """Return Pearson's correlation; NaN if one side is constant. SciPy's takes 10 times as long for 110 values."""
     import numpy
 
-    # Compares the values, because the mean of equal numbers may have a rounding error.
+    # Compare the values, because the mean of equal numbers may have a rounding error.
     if a.min() == a.max() or b.min() == b.max():
         return numpy.nan
     a, b = a - a.mean(), b - b.mean()
@@ -243,9 +243,13 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 def _format_lines(agreement: Agreement) -> list[str]:
     lines = []
     for letter, side in (("A", agreement.first), ("B", agreement.second)):
-        facts = [f"{side.total} {agreement.kind}"] + [f"{side.failed} of them failed"] * bool(side.failed)
-        facts += [f"{side.alone} without a counterpart"] * bool(side.alone)
-        facts += [] if side.mean is None else [f"mean {format_points(side.mean)} where both have one"]
+        facts = [f"{side.total} {agreement.kind}"]
+        if side.failed:
+            facts.append(f"{side.failed} of them failed")
+        if side.alone:
+            facts.append(f"{side.alone} without a counterpart")
+        if side.mean is not None:
+            facts.append(f"mean {format_points(side.mean)} where both have one")
         lines += [f"{letter}  {side.name}", *([f"   {side.judge}"] if side.judge else []), f"   {'; '.join(facts)}"]
     table = [[f"{agreement.n} examples, joined by {agreement.joined_by}", "value", "95 % interval"]]
     for name, (value, interval) in agreement.estimates.items():

@@ -41,27 +41,27 @@ class Row:
     """One run of a comparison."""
 
     name: str
-    mean: float | None  # of its scores of the common examples; None where not all runs were judged
+    mean: float | None  # mean score on the common examples; None if not all runs were judged
     interval: Interval | None  # 95 %, by bootstrap; None for a single example
-    n: int  # its examples with a score, common or not
-    failures: int  # its examples without one
+    n: int  # examples with a score, common or not
+    failures: int  # examples without a score
     total: int
     coverage: float  # n / total
-    mean_failures_as_0: float  # over all its examples
+    mean_failures_as_0: float  # over all examples of the run
     mean_failures_as_100: float
     difference: Difference | None  # on the common examples; None for the baseline itself
-    corrected: Corrected | None  # the mean over all its examples, corrected by people's scores of some of them
+    corrected: Corrected | None  # mean over all examples of the run, corrected by people's scores of some of them
     corrected_difference: Corrected | None  # from the baseline, by people's scores of the same examples in both
-    validation_loss: float | None  # of the model, in nats per token; None if that is not known
+    validation_loss: float | None  # of the model, in nats per token; None if unknown
     repeats: int  # how often each answer was judged
-    self_check: dict[str, Any] | None  # what a check of its judge found; None if there was none
+    self_check: dict[str, Any] | None  # result of the judge's check; None if it was not checked
 
 
 @dataclasses.dataclass(frozen=True)
 class Breakdown:
-    """The runs on a part of the examples, or by another measure; lists are in the order of the comparison's rows."""
+    """The results of the runs in one category, or by one measure; lists are in the order of the comparison's rows."""
 
-    name: str  # of the category, or the metric
+    name: str  # name of the category or the measure
     n: int  # examples that all runs have a value for
     means: list[float]
     intervals: list[Interval | None]  # 95 %, of the means; None for a single example
@@ -72,16 +72,16 @@ class Breakdown:
 class Comparison:
     """A comparison of runs."""
 
-    rows: list[Row]  # two in the order given, more by the mean of the leading measure, the highest first
-    baseline: str  # the run that the differences are from
+    rows: list[Row]  # two runs in the given order; more by the mean of the leading measure, highest first
+    baseline: str  # the run that the others are compared with
     n: int  # examples that all runs have a score for, or were measured on; means and differences are over these
     num_dropped: int  # examples that only some of the runs have
     keyed: bool  # whether examples were joined by id, rather than by their order
-    judge: str  # in words
+    judge: str  # label of the judges
     judging_differences: list[str]  # how the runs were judged differently, if `force` allowed that
-    categories: list[Breakdown]  # of the scores, where examples have a category
+    categories: list[Breakdown]  # the scores by category, if the examples have categories
     metrics: list[Breakdown]  # the reference metrics that all runs have
-    leading: Leading  # which measure the rows are sorted by, and why, where that is not the score
+    leading: Leading  # the measure that the rows are sorted by, and why if it is not the score
     notes: list[str]  # what a reader should know before quoting the numbers
 
     @property
@@ -95,7 +95,7 @@ class Comparison:
         return format_comparison(self)
 
     def find(self, measure: str) -> Breakdown:
-        """Return the runs by a reference metric or, for any other name, by the scores."""
+        """Return the results by a reference metric or, for any other name, by the scores."""
         for part in self.metrics:
             if part.name == measure:
                 return part
@@ -123,7 +123,7 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
 
     Raises:
         ConfigError: There are fewer than two runs.
-        DataError: Scores cannot be read, were given by different judges or rubrics, or belong to no common examples.
+        DataError: Scores cannot be read, were given by different judges or rubrics, or have no examples in common.
     """
     sources = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
     keys, base = [_identify(source) for source in sources], _identify(baseline)
@@ -155,12 +155,12 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     weaknesses = (find_weakness(run.judge, run.self_check) for run in runs if run.judge)
     leading = choose_leading(weaknesses, shared, is_scored=is_scored)
     if is_scored:
-        every = _put_side_by_side(run.rows["score"] for run in runs)
+        table = _put_side_by_side(run.rows["score"] for run in runs)
     elif leading.name:
-        every = joined[leading.name]
+        table = joined[leading.name]
     else:
         raise DataError(_UNJUDGED.format(next(run.name for run in runs if not run.is_scored)))
-    common = every.dropna()
+    common = table.dropna()
     _check_common(runs, common.index)
     leads = metrics.get(leading.name) if leading.is_metric else common if leading.name else None
     order = list(range(len(runs)))
@@ -169,9 +169,9 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
         order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
     facts = pandas.concat([run.rows[["task", "category"]] for run in ordered]).groupby(level=0).first()
-    # A row without a known instruction is a group of its own.
+    # A row without a known instruction forms its own group.
     tasks = facts["task"].fillna(pandas.Series(facts.index, facts.index))
-    whole = _break_down(SCORE, common[order], base, tasks) if is_scored else None
+    scores = _break_down(SCORE, common[order], base, tasks) if is_scored else None
     categories = facts["category"].reindex(common.index)
     groups = common[order].groupby(categories)
     has_categories = is_scored and groups.ngroups > 1
@@ -179,9 +179,9 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     if len(runs) == 2 and leads is not None:
         by_category = list(facts["category"].reindex(leads.index)) if groups.ngroups > 1 else []
         alike = describe_groups(list(leads[1] - leads[0]), list(tasks.reindex(leads.index)), by_category)
-    num_dropped = len(every) - len(common)
+    num_dropped = len(table) - len(common)
     return Comparison(
-        rows=[_build_row(run, whole, number, runs[baseline]) for number, run in enumerate(ordered)],
+        rows=[_build_row(run, scores, number, runs[baseline]) for number, run in enumerate(ordered)],
         baseline=runs[baseline].name,
         n=len(common),
         num_dropped=num_dropped,
@@ -210,7 +210,7 @@ def _identify(source: Any) -> Any:
 
 
 def _join(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
-    """Return runs with keys of one kind: ids, or indices where a run has no ids."""
+    """Return runs with keys of one kind: ids, or indices if a run has no ids."""
     if all(run.keyed for run in runs):
         return list(runs)
     lengths = {run.name: len(run.rows) for run in runs}
@@ -224,7 +224,7 @@ def _join(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
 
 
 def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
-    """Refuse runs without a common example, and those in which an id stands for different examples."""
+    """Refuse runs without a common example, and those in which an id refers to different examples."""
     if keys.empty:
         problems = []
         for run in runs:
@@ -243,7 +243,7 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
 
 
 def _build_row(run: ScoredRun, scores: Breakdown | None, number: int, baseline: ScoredRun) -> Row:
-    """Return a run's row; `scores` has its mean at a number, and is None where not all runs were judged."""
+    """Return a run's row; `scores` has its results at index `number`, and is None if not all runs were judged."""
     known, total = run.known, len(run.rows)
     failures = total - len(known) if run.is_scored else 0
     difference = scores.differences[number] if scores else None
@@ -273,7 +273,7 @@ def _build_row(run: ScoredRun, scores: Breakdown | None, number: int, baseline: 
 def _break_down(
     name: str, values: "pandas.DataFrame", base: int, tasks: "pandas.Series[str]", *, is_share: bool = False
 ) -> Breakdown:
-    """Return the means and differences of values, a column a run; rows with one instruction count as one draw."""
+    """Return the means and differences of values, one column per run; rows with one instruction count as one draw."""
     groups = list(tasks.reindex(values.index))
     columns = [values[column].tolist() for column in values]
     differences = [
@@ -291,8 +291,8 @@ def _describe_judging(runs: Sequence[ScoredRun]) -> str:
         return "unknown judge"
     names = quote_names(run.name for run in runs if not run.judge)
     passed = [describe_check(check) for run in runs[:1] if (check := run.self_check) and check.passed]
-    said = [*shown, *passed, *filter(None, [max(run.references for run in runs)[1]])]
-    return "; ".join(said) + (f"; the judge of {names} is unknown" if names else "")
+    facts = [*shown, *passed, *filter(None, [max(run.references for run in runs)[1]])]
+    return "; ".join(facts) + (f"; the judge of {names} is unknown" if names else "")
 
 
 def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[str]:

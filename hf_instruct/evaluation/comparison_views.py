@@ -60,11 +60,13 @@ def list_corrected(comparison: "Comparison") -> list[str]:
     """Return the means and differences corrected by people's scores, one sentence each."""
     lines = [f"{row.name}, corrected by people: {row.corrected.describe()}" for row in comparison.rows if row.corrected]
     for row in comparison.rows:
-        found = row.corrected_difference
-        if found and found.mean is not None and found.interval:
-            said = found.describe("examples on both sides", signed=True)
-            verdict = "no difference shown" if found.interval.spans(0.0) else "higher" if found.mean > 0 else "lower"
-            lines.append(f"{row.name} - {comparison.baseline}, corrected by people: {said}: {verdict}")
+        corrected = row.corrected_difference
+        if corrected and corrected.mean is not None and corrected.interval:
+            text = corrected.describe("examples on both sides", signed=True)
+            verdict = "higher" if corrected.mean > 0 else "lower"
+            if corrected.interval.spans(0.0):
+                verdict = "no difference shown"
+            lines.append(f"{row.name} - {comparison.baseline}, corrected by people: {text}: {verdict}")
     return lines
 
 
@@ -90,17 +92,17 @@ def format_power(comparison: "Comparison") -> str:
     table = [["measure", "run", "n", "shown 8 times out of 10", "needs about"]]
     for part in (comparison.find(SCORE), *comparison.metrics):
         show = functools.partial(_show, part.name)
-        asked = _ASKED.get(part.name)
+        target = _ASKED.get(part.name)
         for row, difference in zip(comparison.rows, part.differences, strict=True):
             if difference and difference.smallest_found:
-                needed = f"{difference.count_needed(asked):,} for {show(asked)}" if asked else ""
+                needed = f"{difference.count_needed(target):,} for {show(target)}" if target else ""
                 cells = str(difference.n), show(difference.smallest_found), needed
                 table.append([label_metric(part.name), row.name, *cells])
     return "Required number of examples (95 % intervals, 80 % power):\n" + _align(table, name_column=1)
 
 
 def list_rows(comparison: "Comparison", measure: str = SCORE) -> list[list[str]]:
-    """Return the cells of the table of runs, its heads first: by a reference metric, or by the scores."""
+    """Return the cells of the table of runs, header first, by a reference metric or by the scores."""
     show = functools.partial(_show, measure)
     show_signed = functools.partial(show, signed=True)
     part = comparison.find(measure)
@@ -145,13 +147,13 @@ def _align(table: Sequence[list[str]], *, name_column: int) -> str:
 
 
 def _shorten(name: str, width: int) -> str:
-    """Return a name cut at its start to fit: paths of runs differ at the end."""
+    """Return a name truncated at its start, because paths of runs differ at the end."""
     name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
 
 
 def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison: "Comparison") -> str:
-    """Return a table of means by run, with the difference for two runs, and marks of shown differences for several."""
+    """Return a table of means by run, with the difference if there are two; differences that are shown are marked."""
     count = len(comparison.rows)
     if not breakdowns:
         return ""
@@ -189,8 +191,8 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
 def draw_comparison_plot(comparison: "Comparison", *, title: str | None = None) -> "Figure":
     """Return the plot of a comparison by its leading measure: means on the left, differences on the right.
 
-    Differences are paired, so their intervals are narrower than those of the means suggest; those that are shown are
-    drawn in colour. Runs are drawn from top to bottom.
+    Differences are paired, so their intervals are narrower than those of the means suggest. Differences with
+    `is_shown` have another color. Runs are drawn from top to bottom.
     """
     figure = build_figure((7.7, 1.2 + 0.32 * len(comparison.rows)), title)
     left, right = figure.subplots(1, 2, sharey=True)

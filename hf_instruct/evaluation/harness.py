@@ -1,6 +1,6 @@
 """Benchmarks: load tasks of lm-eval, and evaluate a model in memory on them, with standard errors.
 
-What is measured is what `lm_eval.evaluate` measures; here it gets the model and silence, and its results are kept.
+`lm_eval.evaluate` does the measuring; this module passes it the model, silences it, and stores its results.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PACKAGED_TASKS = Path(__file__).parent / "tasks"
-# What a task, or the Python beside its YAML, may raise.
+# Errors that a task, or the Python code next to its YAML, may raise.
 _TASK_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, OSError, ImportError)
 _MAX_NAMES = 5
 
@@ -41,10 +41,10 @@ class BenchmarkOptions:
     """Options of a benchmark.
 
     Attributes:
-        limit: Only the first so many questions of each task.
-        num_fewshot: Solved examples before each question; None for what the task says, else 0.
-        batch_size: Requests computed at once.
-        apply_chat_template: Put questions into the tokenizer's chat template; by default they stand as plain text.
+        limit: Use only the first questions of each task, at most this many.
+        num_fewshot: Solved examples before each question; None for the task's own number, or 0 if it has none.
+        batch_size: Requests per batch.
+        apply_chat_template: Format questions with the tokenizer's chat template; by default they are plain text.
         include: Folders with task YAMLs.
         dtype: Precision of the weights.
         trust_remote_code: Run code that comes with the model.
@@ -62,20 +62,20 @@ class BenchmarkOptions:
 def benchmark_run(
     name: str, tasks: Sequence[str], *, options: BenchmarkOptions | None = None, base: bool = False
 ) -> dict[str, list[BenchmarkResult]]:
-    """Evaluate a run's model, or any other, and return the results under `tuned` and, if requested, `untuned`.
+    """Evaluate a run's model, or any other, and return the results under `tuned` and, with `base`, `untuned` or `SFT`.
 
-    Those of a run are also merged into its `benchmarks.json`, task by task: what is there already, asked in the same
-    way, is not asked again.
+    A run's results are also merged into its `benchmarks.json`, task by task. Tasks that it already contains with the
+    same options are not evaluated again.
 
     Args:
-        name: A run folder; or an alias, Hub id or folder of a model, whose results are returned only.
+        name: A run folder; or an alias, Hub id or folder of a model, whose results are only returned.
         tasks: Names of tasks, groups or tags.
-        options: How to ask.
-        base: Also ask the model that the run started from, and compare over the same questions.
+        options: How to evaluate.
+        base: Also evaluate the model that the run started from, and compare the two on the same questions.
 
     Raises:
-        ConfigError: A task is unknown, lm-eval is missing, or `base` is asked for without a run.
-        DataError: A task's data is not there, or `benchmarks.json` cannot be read.
+        ConfigError: A task is unknown, lm-eval is missing, or `base` is set without a run.
+        DataError: A task cannot be loaded or run, or `benchmarks.json` cannot be read.
         RunError: The folder is not a run.
         ModelLoadError: The model cannot be loaded.
     """
@@ -88,36 +88,36 @@ def benchmark_run(
     if base:
         experiment = run.load_experiment()
         names[experiment.start] = run.find_base(experiment.model.name)
-    # A damaged file comes to light before hours of work.
+    # Read first, so that a damaged file is found before hours of work.
     kept = (read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}) if is_run else {}
     loaded = load_tasks(tasks, options.include)
-    found: dict[str, list[BenchmarkResult]] = {kind: [] for kind in names}
+    results: dict[str, list[BenchmarkResult]] = {kind: [] for kind in names}
     for kind, model_name in names.items():
         model = None
         for asked, task in loaded.items():
-            # The file is of this run alone, whatever path it was named by.
+            # The model's name is not compared: the file only contains this run's results, and paths to it differ.
             request = _build_request(asked, options)
-            known = kept.get(kind, [])
-            rows = [row for row in known if all(getattr(row, field) == value for field, value in request.items())]
+            earlier = kept.get(kind, [])
+            rows = [row for row in earlier if all(getattr(row, field) == value for field, value in request.items())]
             if rows:
                 logger.info("`%s` was evaluated before; delete `%s` to evaluate it again", asked, run.benchmarks)
             else:
                 logger.info("Evaluating %s: %s", model_name, asked)
                 model = model or _load(name, run if is_run else None, kind, options)
                 rows = benchmark_model(*model, {asked: task}, name=model_name, options=options)
-            found[kind] += rows
-            kept[kind] = [*(row for row in known if row.task not in {row.task for row in rows}), *rows]
+            results[kind] += rows
+            kept[kind] = [*(row for row in earlier if row.task not in {row.task for row in rows}), *rows]
             if is_run:
                 write_json(run.benchmarks, kept)
     if base:
-        found[TUNED] = compare_benchmarks(found[TUNED], found[experiment.start])
-        kept[TUNED] = compare_benchmarks(kept[TUNED], found[experiment.start])
+        results[TUNED] = compare_benchmarks(results[TUNED], results[experiment.start])
+        kept[TUNED] = compare_benchmarks(kept[TUNED], results[experiment.start])
         write_json(run.benchmarks, kept)
-    return found
+    return results
 
 
 def _build_request(asked: str, options: BenchmarkOptions) -> dict[str, Any]:
-    """Return the fields of a result that say what was asked, and how: equal ones need not be asked for again."""
+    """Return the fields of a result that identify its request; results with equal fields are reused."""
     return {
         "asked": asked,
         "asked_fewshot": options.num_fewshot,
@@ -133,9 +133,9 @@ def _load(name: str, run: RunFolder | None, which: str, options: BenchmarkOption
 
     if run:
         return load_model_of_run(run, run.load_experiment(), which, dtype=options.dtype)
-    found = load_model(name, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    move_to_best_device(found[0])
-    return found
+    model, tokenizer = load_model(name, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    move_to_best_device(model)
+    return model, tokenizer
 
 
 def benchmark_model(
@@ -146,18 +146,18 @@ def benchmark_model(
     name: str = "model",
     options: BenchmarkOptions | None = None,
 ) -> list[BenchmarkResult]:
-    """Ask a model that is in memory, adapter included, and return what lm-eval measures, a row for each metric.
+    """Evaluate a model in memory, adapter included, and return lm-eval's results, one row per metric.
 
     Args:
         model: A causal language model, on the device it should compute on.
         tokenizer: Its tokenizer.
-        tasks: Names, or what `load_tasks` returned.
-        name: What results call the model.
-        options: How to ask.
+        tasks: Names of tasks, or the result of `load_tasks`.
+        name: Name of the model in the results.
+        options: How to evaluate.
 
     Raises:
-        ConfigError: As `load_tasks`; or the tokenizer has no chat template and `apply_chat_template` is on.
-        DataError: As `load_tasks`; or the task asks more than the model can read.
+        ConfigError: See `load_tasks`; or the tokenizer has no chat template and `apply_chat_template` is on.
+        DataError: See `load_tasks`; or a task does not fit the model, such as questions longer than its context.
     """
     options = options or BenchmarkOptions()
     if options.apply_chat_template and not tokenizer.chat_template:
@@ -166,9 +166,9 @@ def benchmark_model(
         )
     loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, options.include)
     rows: list[BenchmarkResult] = []
-    for asked, found in loaded.items():
+    for asked, task in loaded.items():
         start = time.monotonic()
-        raw = _evaluate(model, tokenizer, asked, found, options)
+        raw = _evaluate(model, tokenizer, asked, task, options)
         common = {
             **_build_request(asked, options),
             "model": name,
@@ -176,7 +176,7 @@ def benchmark_model(
             "seconds": round(time.monotonic() - start, 1),
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        shown = _choose_shown([asked] if asked in found["groups"] else list(found["tasks"]), raw)
+        shown = _choose_shown([asked] if asked in task["groups"] else list(task["tasks"]), raw)
         rows += _collect_results(raw, shown, common)
     return rows
 
@@ -188,7 +188,7 @@ def _evaluate(
     from lm_eval.models.huggingface import HFLM
     from transformers import set_seed
 
-    # As `simple_evaluate` does, which also spends seconds on `git` and `pip`.
+    # Same as in `simple_evaluate`, which also spends seconds on `git` and `pip`.
     seed = lm_eval.defaults.DEFAULT_OTHER_SEED
     set_seed(seed)
     for task in tasks["tasks"].values():
@@ -216,7 +216,7 @@ def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mappi
     for task, metrics in raw["results"].items():
         samples = raw["samples"].get(task) or []
         counts = raw["n-samples"].get(task, {})
-        # As lm-eval's own `task_hashes`, so that these can be held against published ones.
+        # Same as lm-eval's `task_hashes`, so that they can be compared with published ones.
         parts = [s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples]
         task_version = raw["versions"].get(task)
         for key, value in metrics.items():
@@ -235,7 +235,7 @@ def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mappi
                     total=counts.get("original"),
                     num_fewshot=raw["n-shot"].get(task),
                     higher_is_better=raw["higher_is_better"].get(task, {}).get(metric),
-                    # lm-eval's word for a YAML that gives none.
+                    # lm-eval returns "Yaml" if the YAML has no version.
                     version=None if task_version in (None, "Yaml") else str(task_version),
                     questions_sha256=hash_string("".join(parts)) if samples else None,
                     shown=task in shown,
@@ -247,7 +247,7 @@ def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mappi
 
 
 def _choose_shown(names: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
-    """Return names, with its members instead of a group whose YAML does not say how to sum them up."""
+    """Return the names, with each group that has no result of its own replaced by its members."""
     shown: list[str] = []
     for name in names:
         has_result = any("," in key for key in raw["results"].get(name, {}))
@@ -264,34 +264,35 @@ def _number(value: Any) -> float | None:
 
 
 def compare_benchmarks(tuned: Sequence[BenchmarkResult], base: Sequence[BenchmarkResult]) -> list[BenchmarkResult]:
-    """Return the tuned model's results with each one's difference from the base model's, question by question.
+    """Return the tuned model's results, each with its paired difference from the base model's.
 
-    Only if the value is the mean of the questions' values: of others, a mean of differences is no difference.
+    Only metrics that are the mean of the questions' values get a difference: for others, such as a quotient of sums,
+    the mean of the questions' differences is another number.
     """
-    others = {(row.task, row.metric, row.filter): row.values for row in base}
+    base_values = {(row.task, row.metric, row.filter): row.values for row in base}
     results = []
     for row in tuned:
-        own, other = row.values, others.get((row.task, row.metric, row.filter))
-        is_mean = own and row.value is not None and math.isclose(sum(own) / len(own), row.value, abs_tol=1e-9)
-        if own and other and is_mean and len(own) == len(other):
-            # lm-eval does not say which of its metrics are a yes or a no for each question.
-            found = compare_values(own, other, is_share={*own, *other} <= {0.0, 1.0})
-            difference = MeanDifference(found.mean, *found.interval, found.n) if found.interval else None
+        values, before = row.values, base_values.get((row.task, row.metric, row.filter))
+        is_mean = values and row.value is not None and math.isclose(sum(values) / len(values), row.value, abs_tol=1e-9)
+        if values and before and is_mean and len(values) == len(before):
+            # lm-eval does not say which of its metrics are yes or no for each question.
+            paired = compare_values(values, before, is_share={*values, *before} <= {0.0, 1.0})
+            difference = MeanDifference(paired.mean, *paired.interval, paired.n) if paired.interval else None
             row = row.model_copy(update={"difference": difference})
         results.append(row)
     return results
 
 
 def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, dict[str, Any]]:
-    """Return the tasks, groups and tags of these names, with their data, as `lm_eval.evaluate` takes each of them.
+    """Load tasks, groups and tags with their data, and return each by name, in the format of `lm_eval.evaluate`.
 
     Args:
-        names: Names known to lm-eval, packaged here, or in `include`.
-        include: Folders with task YAMLs; these beat lm-eval's own of the same name.
+        names: Names of tasks of lm-eval, of this package, or in `include`.
+        include: Folders with task YAMLs; these take precedence over lm-eval's tasks of the same name.
 
     Raises:
         ConfigError: lm-eval is not installed, or a name is unknown.
-        DataError: A task's data is not there and cannot be reached, or its YAML is wrong.
+        DataError: A task's data is missing and cannot be downloaded, or its YAML is invalid.
     """
     if not (names := [name for name in dict.fromkeys(names) if name]):
         raise ConfigError(
@@ -308,7 +309,7 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, 
     with tempfile.TemporaryDirectory() as temporary, _quiet():
         own = TaskManager(include_path=folders, include_defaults=False)
         _write_absolute(own, Path(temporary))
-        # lm-eval's own 14,000 take seconds to look through.
+        # Indexing lm-eval's own 14,000 tasks takes seconds.
         is_own = all(name in own.all_subtasks for name in names)
         manager = TaskManager(include_path=[*folders, temporary], include_defaults=not is_own)
         if unknown := [name for name in names if name not in manager.all_tasks]:
@@ -321,9 +322,9 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, 
 
 
 def _write_absolute(own: Any, folder: Path) -> None:
-    """Write a YAML for each task of ours that includes it, with absolute paths of the data files beside it.
+    """Write a YAML for each of our tasks that includes it and makes the paths of its data files absolute.
 
-    lm-eval takes relative ones from the working directory.
+    lm-eval resolves relative paths against the working directory.
     """
     for number, name in enumerate(own.all_subtasks):
         entry = own.task_index[name]
@@ -343,7 +344,7 @@ def _make_absolute(value: Any, folder: Path) -> Any:
 
 
 def _needs_hub(own: Any, names: Sequence[str]) -> bool:
-    """Return whether the data of any task may be on the Hub; a group or tag of ours may stand for any task of ours."""
+    """Return whether the data of any task may be on the Hub; a group or tag of ours may include any of our tasks."""
     if not all(name in own.all_tasks for name in names):
         return True
     tasks = names if all(name in own.all_subtasks for name in names) else own.all_subtasks
@@ -374,7 +375,7 @@ def _describe_unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _unindexed_files(own: Any, include: Sequence[Path]) -> list[str]:
-    """Return the YAMLs that lm-eval passes over silently."""
+    """Return a sentence for each YAML that lm-eval ignores silently."""
     known = {entry.yaml_path.resolve() for entry in own.task_index.values() if entry.yaml_path}
     files = sorted(path for folder in include for path in folder.glob("**/*.yaml") if path.resolve() not in known)
     return [f"`{path}` has no task: it is not YAML, or has neither `task:` nor `group:`" for path in files]
@@ -388,7 +389,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval and the libraries it calls from writing hints, warnings and, but for a terminal, progress bars."""
+    """Hide hints, warnings and, unless stderr is a terminal, progress bars of lm-eval and the libraries it calls."""
     import warnings
 
     before = logging.root.manager.disable

@@ -17,28 +17,28 @@ Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.95
 # With fewer examples nothing is concluded: their intervals are much too narrow.
 FEWEST = 10
-# Shown once beside the intervals of every view.
+# Shown once in every view with intervals.
 SCOPE = (
     "The intervals only cover the choice of test examples; training seed, decoding and judge are fixed. With "
     "another seed the numbers may vary more; `hf-instruct sweep EXPERIMENT.yaml --set train.seed=1,2,3` shows by "
     "how much."
 )
-# With this many, the ends of an interval over 110 scores vary by about 0.05 points between seeds.
+# With this many resamples, the ends of an interval over 110 scores vary by about 0.05 points between seeds.
 _RESAMPLES = 10_000
 # A statistic computed in Python is slower than a mean.
 _SLOW_RESAMPLES = 1_000
-# Values drawn for one interval in total. For more than 1,000 values there are fewer resamples, at least 1,000: the ends
-# still vary no more between seeds than those of 1,000 values.
+# Total number of values drawn for one interval. For more than 1,000 values there are fewer resamples, at least 1,000;
+# the ends still vary no more between seeds than those of 1,000 values.
 _MAX_DRAWN = 10_000_000
 # Quantile of the normal distribution for the level.
 _Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
-# And for a power of 80 %.
+# Quantile of the normal distribution for a power of 80 %.
 _Z_POWER = statistics.NormalDist().inv_cdf(0.8)
 # Bisection steps: enough for the last digit of an interval of length 2.
 _HALVINGS = 60
 # An interval over categories is mentioned if it is wider by this factor.
 _NOTABLE = 1.1
-# Resampled values in memory at a time; they fit the cache.
+# Resampled values in memory at a time; they fit into the cache.
 _BLOCK = 200_000
 
 
@@ -51,10 +51,10 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A run's values - the baseline's, example by example, in the values' unit."""
+    """The paired difference of a run's values from the baseline's, in the unit of the values."""
 
     mean: float
-    interval: Interval | None  # 95 %: a score interval for shares, else bootstrapped; None for a single example
+    interval: Interval | None  # 95 %: a score interval for shares, otherwise bootstrap; None for a single example
     wins: int  # examples on which the run's value is higher
     ties: int
     losses: int
@@ -62,12 +62,12 @@ class Difference:
     is_shown: bool = dataclasses.field(init=False)  # whether the interval excludes zero, and `bounds` too
     # The smallest difference shown 8 times out of 10 with this many examples; None for a single example.
     smallest_found: float | None
-    # The mean over all examples where each failed judgment is the worst or the best score; None without any.
+    # The mean over all examples if each failed judgment counts as the worst or the best score; None without failures.
     bounds: Interval | None = None
 
     def __post_init__(self) -> None:
-        known = [ends for ends in (self.interval, self.bounds) if ends]
-        is_shown = self.interval is not None and not any(ends.spans(0.0) for ends in known)
+        ranges = [ends for ends in (self.interval, self.bounds) if ends]
+        is_shown = self.interval is not None and not any(ends.spans(0.0) for ends in ranges)
         object.__setattr__(self, "is_shown", is_shown)
 
     def __str__(self) -> str:
@@ -76,18 +76,18 @@ class Difference:
 
     @property
     def n(self) -> int:
-        """How many examples were compared."""
+        """Number of examples compared."""
         return self.wins + self.ties + self.losses
 
     @property
     def verdict(self) -> str:
-        """What it shows: `higher`, `lower` or `no difference shown`."""
+        """The conclusion: `higher`, `lower` or `no difference shown`."""
         return ("higher" if self.mean > 0 else "lower") if self.is_shown else "no difference shown"
 
     def count_needed(self, difference: float) -> int | None:
-        """Return the number of examples that show a difference 8 times out of 10, to two digits; None if unknown.
+        """Return the number of examples needed to show a difference 8 times out of 10, to two digits; None if unknown.
 
-        It is at least `FEWEST`, because nothing is concluded from fewer.
+        It is at least `FEWEST`, because nothing is concluded from fewer examples.
         """
         if not self.smallest_found:
             return None
@@ -98,7 +98,7 @@ class Difference:
 def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
     """Return the factor by which the variance of a mean grows if rows of one group count as one draw; at least 1.
 
-    It is 1 where no two rows share a group, and for fewer than 10 groups, which say too little.
+    It is 1 if no two rows share a group, or if there are fewer than 10 groups, which are too few to estimate it.
 
     Source: Miller, Adding Error Bars to Evals, 2024, https://arxiv.org/abs/2411.00640, section 2.2.
 
@@ -119,14 +119,14 @@ def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
 def bootstrap_mean(values: Sequence[float], groups: Sequence[Hashable] = (), *, seed: int = 0) -> Interval | None:
     """Return the expanded percentile bootstrap interval of a mean; None for fewer than two values.
 
-    Examples are drawn with replacement, as often as there are any, 10,000 times over (fewer times for more than 1,000
-    values); the interval holds the middle 95 % of the means, and some more for few values, by as much as Student's
-    interval is wider than the normal one. The same values give the same interval. For values of yes and no,
-    `share_interval` is right: resampling values that happen to be equal shows no spread. With the group of each value,
-    such as its instruction, the interval is widened by the root of their design effect.
+    There are 10,000 resamples with replacement (fewer for more than 1,000 values). The interval contains the middle
+    95 % of their means. For few values it contains more, by as much as Student's interval is wider than the normal
+    one. The same values give the same interval. Use `share_interval` for yes/no values: resampling values that happen
+    to be equal shows no spread. With the group of each value, such as its instruction, the interval is widened by the
+    square root of the design effect.
 
-    Source: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015, section 4.3;
-    of the methods that `python -m benchmarks.coverage` compares it covers best.
+    Source: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015, section 4.3.
+    Of the methods that `python -m benchmarks.coverage` compares, it has the best coverage.
 
     >>> bootstrap_mean([50.0, 50.0, 50.0])
     Interval(low=50.0, high=50.0)
@@ -134,7 +134,7 @@ def bootstrap_mean(values: Sequence[float], groups: Sequence[Hashable] = (), *, 
     count = len(values)
     if count < 2:
         return None
-    # As `scipy.stats.bootstrap(method="percentile")`, which takes half a second to import and more lines to call.
+    # Same as `scipy.stats.bootstrap(method="percentile")`, which takes half a second to import and more lines to call.
     import numpy
 
     sample, generator = numpy.asarray(values, dtype=float), numpy.random.default_rng(seed)
@@ -154,7 +154,7 @@ def bootstrap_mean(values: Sequence[float], groups: Sequence[Hashable] = (), *, 
 
 
 def expanded_tail(count: int) -> float:
-    """Return which fraction of bootstrapped means of so many values is left out on each side.
+    """Return the fraction of the bootstrapped means of `count` values that is left out on each side.
 
     >>> round(expanded_tail(10), 4), round(expanded_tail(10_000), 4)
     (0.0086, 0.025)
@@ -166,16 +166,16 @@ def expanded_tail(count: int) -> float:
 
 
 def _middle(values: "Sequence[float] | numpy.ndarray", *, tail: float = (1 - LEVEL) / 2) -> Interval:
-    """Return the values that leave out a fraction on each side."""
+    """Return the interval that leaves out a fraction of the values on each side."""
     import numpy
 
     return Interval(*map(float, numpy.percentile(values, [100 * tail, 100 * (1 - tail)])))
 
 
 def share_interval(values: Sequence[float], groups: Sequence[Hashable] = ()) -> Interval | None:
-    """Return the score interval of a share: of the mean of 0 (no), 1 (yes) and 0.5 (a tie); None for fewer than two.
+    """Return the score interval of a share, the mean of 0 (no), 1 (yes) and 0.5 (tie); None for fewer than two values.
 
-    Without ties it is Wilson's. Ties narrow it, but it always has a width: 0 of 100 may be 3.7 %.
+    Without ties it is Wilson's interval. Ties narrow it, but it always has a width: 0 of 100 may be 3.7 %.
 
     >>> share_interval([0.0] * 100)
     Interval(low=0.0, high=0.03699...)
@@ -185,7 +185,7 @@ def share_interval(values: Sequence[float], groups: Sequence[Hashable] = ()) -> 
 
 
 def share_difference_interval(differences: Sequence[float], groups: Sequence[Hashable] = ()) -> Interval | None:
-    """Return the score interval of a mean of paired differences of yes (1) and no (0); None for fewer than two.
+    """Return the score interval of the mean of paired differences of yes (1) and no (0); None for fewer than two.
 
     Source: Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design, Statistics in Medicine 17, 1998.
@@ -220,16 +220,16 @@ def _bound_difference(gains: float, losses: float, count: float) -> float:
 
 
 def bounded_interval(mean: float, variance: float, n: int, scale: Interval) -> Interval:
-    """Return the interval of an estimate on a scale with two ends, which it never leaves.
+    """Return the interval of an estimate on a bounded scale; it never exceeds the bounds.
 
-    Wilson's, for as many values as would give a share of that variance; so it leans away from an end that is near, and
-    it has a width where all values happen to be equal.
+    It is Wilson's interval for the number of values at which a share would have that variance. It is therefore
+    asymmetric near a bound, and has a width even if all values are equal.
 
     Args:
         mean: The estimate.
         variance: Its variance.
-        n: How many values that is from; Student's quantile is for two parameters.
-        scale: The least and the greatest value.
+        n: Number of values; Student's quantile has `n - 2` degrees of freedom.
+        scale: The smallest and the largest possible value.
 
     >>> bounded_interval(100.0, 0.0, 40, Interval(0.0, 100.0))
     Interval(low=91.2..., high=99.99...)
@@ -251,20 +251,20 @@ def describe_groups(differences: Sequence[float], tasks: Sequence[Hashable], cat
     """Describe how similar rows widen the interval of a mean difference; empty if they hardly do.
 
     Args:
-        differences: One for each example.
-        tasks: The instruction of each: rows with the same one count as one draw in every interval.
-        categories: The category of each; empty where there are none.
+        differences: Difference of each example.
+        tasks: Instruction of each example; rows with the same one count as one draw in every interval.
+        categories: Category of each example; empty if there are none.
     """
-    said = []
+    sentences = []
     if FEWEST <= (count := len(set(tasks))) < len(tasks):
-        said.append(f"{len(tasks)} examples have {count} instructions; those with the same one count as one draw.")
+        sentences.append(f"{len(tasks)} examples have {count} instructions; those with the same one count as one draw.")
     widening = math.sqrt(design_effect(differences, categories) / design_effect(differences, tasks))
     if widening >= _NOTABLE:
-        said.append(
+        sentences.append(
             "Examples of one category are alike: if each category counted as one draw, the interval of the difference "
             f"would be {widening:.1f} times as wide."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def estimate(
@@ -274,44 +274,44 @@ def estimate(
     seed: int = 0,
     resamples: int = _SLOW_RESAMPLES,
 ) -> list[Estimate]:
-    """Return any numbers computed from examples, with their percentile bootstrap intervals.
+    """Return numbers computed from examples, with their percentile bootstrap intervals.
 
     Args:
-        statistics: Computes the numbers from the examples at the given positions, [count], some of them several times;
-            NaN if these do not define one.
-        count: How many examples there are.
-        seed: Of the draws.
-        resamples: How many draws; none for no intervals.
+        statistics: Computes the numbers from the examples at the given indices, [count], which may repeat; NaN if a
+            number is not defined for them.
+        count: Number of examples.
+        seed: Seed of the draws.
+        resamples: Number of draws; 0 for no intervals.
 
     Returns:
-        An estimate for each number. It has no interval for fewer than two examples, nor where more than one draw in
-        twenty does not define the number.
+        An estimate for each number. It has no interval if there are fewer than two examples, or if the number is not
+        defined for more than one draw in twenty.
     """
     import numpy
 
     generator = numpy.random.default_rng(seed)
     rows = [statistics(numpy.arange(count))]
     rows += [statistics(generator.integers(count, size=count)) for _ in range(resamples if count > 1 else 0)]
-    found = []
+    estimates = []
     for value, *drawn in numpy.array(rows, dtype=float).T.tolist():
         defined = [number for number in drawn if not math.isnan(number)]
         interval = _middle(defined) if defined and len(defined) >= LEVEL * len(drawn) else None
-        found.append(Estimate(None, None) if math.isnan(value) else Estimate(value, interval))
-    return found
+        estimates.append(Estimate(None, None) if math.isnan(value) else Estimate(value, interval))
+    return estimates
 
 
 def compare_values(
     values: Sequence[float], baseline: Sequence[float], groups: Sequence[Hashable] = (), *, is_share: bool = False
 ) -> Difference:
-    """Return the difference of values from a baseline's values of the same examples (at least one).
+    """Return the difference of values from a baseline's values on the same examples (at least one).
 
     Examples differ in difficulty far more than two models do, so pairing them narrows the interval.
 
     Args:
-        values: One for each example.
-        baseline: The baseline's.
-        groups: The group of each, such as its instruction; rows of one group count as one draw.
-        is_share: Whether each value is a yes (1) or a no (0); their difference has a score interval.
+        values: Value of each example.
+        baseline: Value of each example for the baseline.
+        groups: Group of each example, such as its instruction; rows of one group count as one draw.
+        is_share: Whether the values are yes (1) or no (0); their difference has a score interval.
 
     >>> found = compare_values([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
     >>> found.mean, found.wins, found.ties, found.losses, found.p_value, found.is_shown
@@ -319,9 +319,9 @@ def compare_values(
     >>> str(compare_values([50.0, 70.0], [10.0, 20.0]))
     '+45.0 points, 95 % interval +40.0 to +50.0'
     """
-    differences = [one - other for one, other in zip(values, baseline, strict=True)]
+    differences = [value - base for value, base in zip(values, baseline, strict=True)]
     wins, losses = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)
-    # What a file calls a share may hold other numbers.
+    # A share that was read from a file may have other values.
     is_share = is_share and {-1, 0, 1}.issuperset(differences)
     return Difference(
         mean=statistics.fmean(differences),
@@ -335,9 +335,9 @@ def compare_values(
 
 
 def bound_difference(scores: Mapping[Key, float | None], base: Mapping[Key, float | None]) -> Interval | None:
-    """Return the range of a mean difference of scores from 0 to 100, whatever scores failed judgments (None) hide.
+    """Return the range of a mean difference of scores if failed judgments (None) may have any score from 0 to 100.
 
-    None where no judgment of the examples that both have failed.
+    None if no judgment failed on the examples that both have.
 
     >>> bound_difference({"a": 60.0, "b": None}, {"a": 50.0, "b": 50.0})
     Interval(low=-20.0, high=30.0)
@@ -355,8 +355,8 @@ def bound_difference(scores: Mapping[Key, float | None], base: Mapping[Key, floa
 def smallest_found(differences: Sequence[float], groups: Sequence[Hashable] = ()) -> float | None:
     """Return the smallest difference shown 8 times out of 10 with this many examples; None for fewer than two.
 
-    That is (1.96 + 0.84) standard errors: then the interval excludes 0 with a probability of 80 %. A difference half as
-    large takes four times as many examples.
+    It is (1.96 + 0.84) standard errors, at which the interval excludes 0 with a probability of 80 %. A difference half
+    as large needs four times as many examples.
 
     Source: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, chapter 2.
 
@@ -370,12 +370,12 @@ def smallest_found(differences: Sequence[float], groups: Sequence[Hashable] = ()
 
 
 def sign_test(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p value of the exact sign test, equal pairs left out; None if all pairs are equal.
+    """Return the two-sided p value of the exact sign test without equal pairs; None if all pairs are equal.
 
     >>> sign_test([1, 2, 3, -1, 0]), sign_test([0, 0])
     (0.625, None)
     """
-    # As `scipy.stats.binomtest`, which takes half a second to import.
+    # Same as `scipy.stats.binomtest`, which takes half a second to import.
     from scipy.special import bdtr
 
     positive, negative = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)

@@ -9,8 +9,8 @@ Each of them is also an `evaluate.Metric`, for programs that measure with the `e
     >>> RougeL().compute(predictions=["It was Jane Austen"], references=["Jane Austen"])
     {'rouge_l': 0.6666666666666666}
 
-`compute(..., per_example=True)` adds the value of each example, to draw intervals from. Nothing is fetched, and on a
-single process nothing is written. `evaluate`, and so torch, is imported only for these.
+`compute(..., per_example=True)` adds the value of each example, to compute intervals from. Nothing is downloaded, and
+with a single process nothing is written. `evaluate`, and with it torch, is only imported for these classes.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _IN_LINE = frozenset({"exact_match", "rouge_l", "chrf", "stopped", "perplexity"}
 
 
 class Term(NamedTuple):
-    """What one example adds to a metric: the sum of `above` over all examples, divided by the sum of `below`."""
+    """The part of one example in a metric, which is the sum of `above` over all examples divided by that of `below`."""
 
     above: float
     below: float = 1.0
@@ -49,15 +49,15 @@ class Metric:
     """One reference metric.
 
     Attributes:
-        label: Its name for people.
-        meaning: What it says, in a few words.
-        class_name: Of its `evaluate.Metric`.
-        columns: What it is computed from, as `evaluate` calls it; predictions are responses.
-        function: Computes from these an example's value, or what it adds to a quotient of sums; None for neither.
-        is_share: Whether each example has a yes (1) or a no (0).
+        label: Display name.
+        meaning: Description in a few words.
+        class_name: Name of its `evaluate.Metric` class.
+        columns: Columns it is computed from, as `evaluate` names them; predictions are responses.
+        function: Computes an example's value or `Term` from these columns; None if it is not defined.
+        is_share: Whether an example's value is yes (1) or no (0).
         is_quotient: Whether the metric is a quotient of sums, rather than the mean of the examples' values.
         is_log: Whether that quotient is the metric's logarithm.
-        decimals: How many are printed of values below 10.
+        decimals: Decimals printed for values below 10.
     """
 
     label: str
@@ -71,7 +71,7 @@ class Metric:
     decimals: int = 2
 
     def build_term(self, *example: Any) -> Term | None:
-        """Return what one example adds, given the values of `columns`; None if any of them is not known."""
+        """Return the term of one example, given the values of `columns`; None if it is not defined or one is None."""
         value = None if None in example else self.function(*example)
         return value if value is None or isinstance(value, Term) else Term(value)
 
@@ -87,8 +87,8 @@ class Metric:
         """Return the metric over examples, with its interval; None if it is not defined.
 
         Args:
-            terms: What each example adds.
-            groups: Its instruction: rows with the same one count as one draw in the interval of a mean.
+            terms: Term of each example.
+            groups: Instruction of each example; rows with the same one count as one draw in the interval of a mean.
         """
         import numpy
 
@@ -119,14 +119,14 @@ def measure_responses(responses: "Dataset | Iterable[Response | Mapping[str, Any
     """Return the reference metrics of responses, with 95 % intervals.
 
     `exact_match`, `token_f1`, `rouge_l` (0 to 1) and `chrf` (0 to 100) are means over the examples; so are the shares
-    `stopped` and `repetitive`. Intervals of shares (`exact_match` too) are Wilson's, the others bootstrapped.
-    `length_ratio` is all characters of the responses by all of the references: a mean of ratios would be that of the
-    shortest reference. `perplexity` is that of all reference tokens together under the model that answered. Responses
-    without a value (`stopped`, `reference_nll`) are left out, and `n` says so.
+    `stopped` and `repetitive`. Intervals of shares (`exact_match` too) are Wilson's, the others are bootstrapped.
+    `length_ratio` is the number of characters of all responses divided by that of all references; the shortest
+    references would dominate a mean of ratios. `perplexity` is that of all reference tokens together under the model
+    that answered. Responses without a value (`stopped`, `reference_nll`) are left out of it, and `n` counts the others.
 
     Args:
-        responses: A `Dataset` or mappings with `instruction`, `input`, `output` and `response` or `model_response`; a
-            run folder or a file of them.
+        responses: A `Dataset` or mappings with `instruction`, `input`, `output` and `response` or `model_response`; or
+            a run folder or file of responses.
 
     Raises:
         DataError: The responses have problems; all are listed.
@@ -160,8 +160,8 @@ def _summarize_all(
 ) -> dict[str, MetricValue]:
     summaries = {}
     for name, column in terms.items():
-        known = [(term, rows[index].instruction) for index in indices if (term := column[index]) is not None]
-        summaries[name] = METRICS[name].summarize([term for term, _ in known], [task for _, task in known])
+        defined = [(term, rows[index].instruction) for index in indices if (term := column[index]) is not None]
+        summaries[name] = METRICS[name].summarize([term for term, _ in defined], [task for _, task in defined])
     return {name: summary for name, summary in summaries.items() if summary is not None}
 
 
@@ -216,12 +216,12 @@ SHARES = frozenset(name for name, metric in METRICS.items() if metric.is_share)
 
 
 def label_metric(name: str) -> str:
-    """Return a metric's label; of an unknown metric its name, with spaces for underscores."""
+    """Return a metric's label; for an unknown metric, its name with spaces instead of underscores."""
     return METRICS[name].label if name in METRICS else name.replace("_", " ")
 
 
 def format_metric(name: str, value: float, *, signed: bool = False) -> str:
-    """Return a value of a metric as it is printed, or a difference, `signed`: that of shares in percentage points.
+    """Return a value of a metric as printed, or a difference if `signed`, which for shares is in percentage points.
 
     >>> format_metric("stopped", 0.916), format_metric("chrf", 48.13), format_metric("token_f1", 0.514, signed=True)
     ('92 %', '48.1', '+0.51')
@@ -235,7 +235,7 @@ def format_metric(name: str, value: float, *, signed: bool = False) -> str:
 
 
 def format_metrics(measured: Metrics) -> str:
-    """Return some of the metrics in one line; `metrics.json` holds the others and the intervals.
+    """Return some of the metrics in one line; `metrics.json` contains the others and the intervals.
 
     >>> values = {"exact_match": MetricValue(mean=0.12, interval=Interval(0.06, 0.18), n=110),
     ...           "rouge_l": MetricValue(mean=0.514, interval=Interval(0.47, 0.55), n=110)}
@@ -250,18 +250,18 @@ def format_metrics(measured: Metrics) -> str:
 
 
 def format_value(name: str, value: MetricValue) -> str:
-    """Return a metric's mean as it is printed, with the ends of its interval if it has one."""
+    """Return a metric's mean as printed, with the ends of its interval if it has one."""
     mean, interval = format_metric(name, value.mean), value.interval
     return f"{mean} [{', '.join(format_metric(name, end) for end in interval)}]" if interval else mean
 
 
 def format_table(sides: Mapping[str, Metrics]) -> str:
-    """Return all metrics of one or several models as a table, a column for each by its name."""
+    """Return all metrics of one or several models as a table, with a column for each model."""
     rows = [["", *(f"{name}, n {measured.total}" for name, measured in sides.items())]]
     for name, metric in METRICS.items():
-        found = [(measured.total, measured.metrics.get(name)) for measured in sides.values()]
-        if any(value for _, value in found):
-            rows.append([metric.label, *(_format_cell(name, value, total) for total, value in found)])
+        values = [(measured.total, measured.metrics.get(name)) for measured in sides.values()]
+        if any(value for _, value in values):
+            rows.append([metric.label, *(_format_cell(name, value, total) for total, value in values)])
     return "\n".join([*align(rows), "(95 % intervals in brackets)"])
 
 
@@ -275,9 +275,9 @@ def __getattr__(class_name: str) -> Any:
     name = next((name for name, metric in METRICS.items() if metric.class_name == class_name), None)
     if name is None:
         raise AttributeError(f"module {__name__!r} has no attribute {class_name!r}")
-    # Kept, so that the next look-up finds it.
-    globals()[class_name] = found = _build_class(name)
-    return found
+    # Cached for the next lookup.
+    globals()[class_name] = metric_class = _build_class(name)
+    return metric_class
 
 
 def _build_class(name: str) -> type:
@@ -292,14 +292,14 @@ def _build_class(name: str) -> type:
             self, config_name: str | None = None, *, keep_in_memory: bool | None = None, **settings: Any
         ) -> None:
             if keep_in_memory is None:
-                # Unless several processes share a folder, or the caller names one.
+                # On disk only if several processes share a folder, or the caller names one.
                 keep_in_memory = settings.get("num_process", 1) == 1 and settings.get("cache_dir") is None
             super().__init__(config_name, keep_in_memory=keep_in_memory, **settings)
 
         def _build_data_dir(self) -> Any:
             if not self.keep_in_memory:
                 return super()._build_data_dir()
-            # `evaluate` 0.4.6 makes a folder in the user's cache here, also for what never uses it.
+            # `evaluate` 0.4.6 creates a folder in the user's cache here, even if it is never used.
             return str(Path(self._data_dir_root, self.name, self.config_name))
 
         def _finalize(self) -> None:
@@ -326,7 +326,7 @@ def _build_class(name: str) -> type:
 
 def _compute(name: str, columns: Mapping[str, Any], *, per_example: bool) -> dict[str, Any]:
     metric = METRICS[name]
-    # What `evaluate.combine` gives to all metrics, and another of these takes, is no mistake.
+    # `evaluate.combine` passes all columns to all metrics, so those of our other metrics are ignored.
     if unknown := columns.keys() - _FIELDS:
         raise DataError(f"{metric.class_name} does not accept {quote_names(sorted(unknown))}, only `per_example`.")
     examples = zip(*(columns[column] for column in metric.columns), strict=True)
@@ -335,8 +335,8 @@ def _compute(name: str, columns: Mapping[str, Any], *, per_example: bool) -> dic
         raise DataError(
             f"{metric.class_name} is not defined for the example at index {terms.index(None)}; leave it out."
         )
-    total = metric.divide(known := [term for term in terms if term is not None])
+    total = metric.divide(defined := [term for term in terms if term is not None])
     if total is None:
         raise DataError(f"{metric.class_name} is not defined: there are no examples, or no references.")
-    extra = {f"{name}_per_example": [metric.divide([term]) for term in known]} if per_example else {}
+    extra = {f"{name}_per_example": [metric.divide([term]) for term in defined]} if per_example else {}
     return {name: total, **extra}

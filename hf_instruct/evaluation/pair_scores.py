@@ -18,22 +18,22 @@ from hf_instruct.schema import Consistency, Interval, JudgeIdentity, Lengths, Pa
 if TYPE_CHECKING:
     import numpy
 
-# Rules for a judge of pairs, by effect; `python -m benchmarks.judges` shows whom they find.
-# Of the pairs, judged alike in both orders; a coin reaches a half.
+# Thresholds for warnings about a judge of pairs; `python -m benchmarks.judges` shows which judges they detect.
+# Share of pairs judged alike in both orders; a coin reaches a half.
 _MIN_CONSISTENCY = 0.7
-# By how much the answer shown first may be preferred more often than a half of the time, or less.
+# Deviation from one half of how often the answer shown first is preferred.
 _MAX_PULL = 0.1
-# Of the verdicts, ties; and of the longer answers, preferred.
+# Share of ties among the verdicts; share of the longer answers that were preferred.
 _MAX_TIES, _MAX_LONGER = 0.9, 0.9
 _FEWEST_LONGER = 5
-# Prior standard deviations of the length-controlled model, in nats. The first is wide beside what a dozen pairs say;
-# the second is hardly a penalty: a judge that always takes the longer answer is a steep slope, and not an advantage.
+# Prior standard deviations of the length-controlled model, in nats. The first is wide compared with what a dozen pairs
+# show; the second is hardly a penalty, so a judge that always prefers the longer answer does not become an advantage.
 _ADVANTAGE_PRIOR = 3.0
 _LENGTH_PRIOR = 1000.0
 
 
 def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, judge: JudgeIdentity) -> PairSummary:
-    """Return the summary of a judge's preferences between two sets of answers that were joined so."""
+    """Return the summary of a judge's preferences between two joined sets of answers."""
     scores = [row.score for row in preferences if row.score is not None]
     n, total = len(scores), len(preferences)
     plain, controlled = win_rate(preferences), length_controlled_win_rate(preferences)
@@ -72,10 +72,10 @@ def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, ju
 
 
 def win_rate(preferences: Sequence[Preference]) -> Estimate:
-    """Return how often the first set of responses is preferred to the second, ties half: a fraction, by its verdicts.
+    """Return the fraction of verdicts that prefer the first set of responses to the second; ties count half.
 
     Args:
-        preferences: Of one pair of sets. Those without a verdict are left out; count them beside the rate.
+        preferences: Preferences on one pair of sets. Those without a verdict are left out; report their number too.
     """
     scores = [row.score for row in preferences if row.score is not None]
     return Estimate(statistics.fmean(scores), share_interval(scores)) if scores else Estimate(None, None)
@@ -85,24 +85,24 @@ def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: 
     """Return the win rate that the first set of responses would have if its answers were as long as the second's.
 
     A logistic model explains each verdict by the first set's own advantage (the intercept) and by two effects of d, the
-    difference of the two lengths in characters: tanh(d / root mean square of d), how much longer the answer is, and the
-    sign of d, that it is longer at all. The rate is what the model says at d = 0. A tie enters as half a win and half a
-    loss. Swapping the two sets gives one minus the rate, and a set against itself exactly one half.
+    difference of the two lengths in characters: tanh(d / root mean square of d), for how much longer the answer is, and
+    the sign of d, for whether it is longer at all. The rate is the model's prediction at d = 0. A tie counts as half a
+    win and half a loss. Swapping the two sets gives one minus the rate; a set against itself gives exactly one half.
 
-    Simplified from AlpacaEval 2: there is no term for how hard an instruction is, which takes many models to estimate.
-    And where AlpacaEval tells the effect of length apart with answers of its baseline made verbose and concise on
-    purpose, here a ridge penalty does, weak on the advantage and weaker still on length: what the pairs cannot tell
-    apart is put down to length, and the fit stays finite where all verdicts agree. The sign of d is ours: the same
-    judge may take any longer answer, whether it is longer by a word or a page. Where one set is longer throughout, it
-    widens the interval (by two fifths at a mean of d twice its spread). d is scaled about 0 and not about its mean, as
-    the same padding on every answer has no spread about it.
+    Simplified from AlpacaEval 2: there is no term for the difficulty of an instruction, which takes many models to
+    estimate. AlpacaEval separates out the effect of length with deliberately verbose and concise answers of its
+    baseline. Here a ridge penalty does it, weak on the advantage and weaker on length: effects that the pairs cannot
+    separate are attributed to length, and the fit stays finite if all verdicts agree. The sign of d is our addition: a
+    judge may prefer any longer answer, whether it is longer by a word or a page. If one set is always longer, the sign
+    widens the interval (by two fifths if the mean of d is twice its spread). d is scaled around 0 and not around its
+    mean, because the same padding on every answer has no spread around the mean.
 
     Source: Dubois et al., Length-Controlled AlpacaEval, 2024, https://arxiv.org/abs/2404.04475, and
     https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py
 
     Args:
-        preferences: Of one pair of sets. Those without a verdict are left out.
-        resamples: Bootstrap draws for the interval; there is none where `has_one_sided_lengths`.
+        preferences: Preferences on one pair of sets. Those without a verdict are left out.
+        resamples: Bootstrap draws for the interval; there is no interval if `has_one_sided_lengths` is true.
     """
     import numpy
 
@@ -119,17 +119,18 @@ def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: 
         advantage = _ADVANTAGE_PRIOR * fit_logistic(numpy.stack(columns, axis=1), won, 1 - won)[0]
         return [1 / (1 + math.exp(-advantage))]
 
-    # Without a pair to go by, draws of pairs would only show how firmly the assumption holds.
+    # If nearly all pairs favor one side in length, an interval would only reflect the model's assumption.
     return estimate(rate, len(rows), resamples=0 if has_one_sided_lengths(preferences) else resamples)[0]
 
 
 def has_one_sided_lengths(preferences: Sequence[Preference]) -> bool | None:
-    """Return whether one set's answers are the longer ones in all but too few pairs to show what equal lengths give.
+    """Return whether one set's answers are longer in so many pairs that the rest cannot show the effect of length.
 
-    Too few are fewer than 10 pairs, or 10 % of them. Pairs without a verdict are left out; None if no others are.
+    The rest is too small with fewer than 10 pairs, or 10 % of all. Pairs without a verdict are left out; None if there
+    are no others.
     """
     differences = [row.first_length - row.second_length for row in preferences if row.score is not None]
-    longer, shorter = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
+    longer, shorter = sum(gap > 0 for gap in differences), sum(gap < 0 for gap in differences)
     others = len(differences) - max(longer, shorter)
     return others < max(FEWEST, len(differences) / 10) if differences else None
 
@@ -148,7 +149,7 @@ def _measure_orders(preferences: Sequence[Preference]) -> tuple[Consistency, Pos
 
 
 def _measure_length_bias(preferences: Sequence[Preference]) -> float | None:
-    """Return the share of longer answers preferred, the smaller of both sides; None with fewer than 5 of either."""
+    """Return the share of longer answers preferred, the smaller one of the sides; None with fewer than 5 on either."""
     decided = [(row.score, row.first_length - row.second_length) for row in preferences if row.score in (0, 1)]
     first = [score == 1 for score, longer in decided if longer > 0]
     second = [score == 0 for score, longer in decided if longer < 0]
@@ -190,8 +191,8 @@ def format_pair_scores(scores: PairSummary, corrected: Corrected | None = None) 
     """Return a win rate with everything needed to quote it, in aligned lines.
 
     Args:
-        scores: What a judge's preferences amount to.
-        corrected: The same as votes of people correct it; None where there are none.
+        scores: The summary of a judge's preferences.
+        corrected: The win rate corrected by people's votes; None without votes.
     """
     lengths, consistency, position = scores.mean_length, scores.consistency, scores.position
     counts = [f"{scores.total} pairs joined by {scores.joined_by}, {scores.failures} failed"]
@@ -221,7 +222,7 @@ def format_pair_scores(scores: PairSummary, corrected: Corrected | None = None) 
 
 
 def _find_notes(scores: PairSummary) -> list[str]:
-    """Return what a reader should know before quoting the win rate."""
+    """Return notes to read before quoting the win rate."""
     notes = []
     if scores.identical:
         notes.append(f"{scores.identical} pairs of identical answers count as ties without asking the judge.")

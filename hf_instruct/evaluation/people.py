@@ -29,7 +29,7 @@ class Corrected:
 
     mean: float | None  # None if people gave fewer than `FEWEST` verdicts
     interval: Interval | None  # 95 %
-    n: int  # answers with a verdict of people
+    n: int  # answers with a verdict by people
     total: int  # all answers
     excess: float | None  # the judge's mean minus people's, over the answers with both verdicts
 
@@ -55,7 +55,7 @@ class Labelled(NamedTuple):
     Attributes:
         judged: The judge's verdict by id; None if it gave none.
         people: People's verdict by id, on a random sample of these.
-        scale: The least and the greatest value.
+        scale: The smallest and the largest possible value.
     """
 
     judged: Mapping[str, float | None]
@@ -65,7 +65,7 @@ class Labelled(NamedTuple):
     def subtract(self, base: "Labelled") -> "Labelled":
         """Return these verdicts minus others on the same examples, id by id."""
         judged = {
-            id: None if score is None or (other := base.judged[id]) is None else score - other
+            id: None if score is None or (base_score := base.judged[id]) is None else score - base_score
             for id, score in self.judged.items()
             if id in base.judged
         }
@@ -76,19 +76,19 @@ class Labelled(NamedTuple):
     def correct(self) -> Corrected | None:
         """Return the mean over all answers as people would give it; None if people, or the judge, gave no verdict.
 
-        An answer without a verdict of the judge counts like the judge's mean, so that people's verdicts on such
-        answers are in the corrected mean too.
+        An answer without a verdict by the judge counts as the judge's mean, so that people's verdicts on such answers
+        are part of the corrected mean.
         """
         import numpy
 
         labels = {id: score for id, score in self.people.items() if id in self.judged}
-        known = [score for score in self.judged.values() if score is not None]
+        scores = [score for score in self.judged.values() if score is not None]
         n, total = len(labels), len(self.judged)
-        if not labels or not known:
+        if not labels or not scores:
             return None
         if n < FEWEST:
             return Corrected(None, None, n, total, None)
-        middle = statistics.fmean(known)
+        middle = statistics.fmean(scores)
         guesses = {id: middle if score is None else score for id, score in self.judged.items()}
         people, judged = numpy.array([(score, guesses[id]) for id, score in labels.items()]).T
         others = numpy.array([score for id, score in guesses.items() if id not in labels])
@@ -119,19 +119,19 @@ def read_people(folder: RunFolder, responses: Iterable[Response]) -> dict[str, f
     if not folder.people.is_file():
         return {}
     answers = {(row.model, row.id): hash_answer(row) for row in responses}
-    found: dict[str, list[int]] = {}
+    scores_by_id: dict[str, list[int]] = {}
     for row in read_rows(folder.people, Judgment):
         if row.score is not None and answers.get((row.model, row.id)) == row.prompt_sha256:
-            found.setdefault(row.id, []).append(row.score)
-    return {id: statistics.fmean(scores) for id, scores in found.items()}
+            scores_by_id.setdefault(row.id, []).append(row.score)
+    return {id: statistics.fmean(scores) for id, scores in scores_by_id.items()}
 
 
 def correct_win_rate(file: Path, preferences: Sequence[Preference]) -> Corrected | None:
-    """Return a judge's win rate as votes between the same two sets of answers correct it; None without votes.
+    """Return a judge's win rate corrected by votes on the same two sets of answers; None without votes.
 
     Args:
-        file: Where the preferences lie: in `pairwise/` of a run; votes are looked for in that run and the other one.
-        preferences: The judge's, on one pair of sets.
+        file: The file of the preferences, in a run's `pairwise/`; votes are read from that run and the other one.
+        preferences: The judge's preferences on one pair of sets.
     """
     if not preferences:
         return None
@@ -140,22 +140,22 @@ def correct_win_rate(file: Path, preferences: Sequence[Preference]) -> Corrected
     votes: dict[str, list[float]] = {}
     for path in {path.resolve() for folder in folders for path in folder.glob("votes*.jsonl")}:
         for row in read_rows(path, Preference):
-            shown = (row.first, row.first_length), (row.second, row.second_length)
-            if row.score is None or row.judge.backend != PERSON or sides.get(row.id) not in (shown, shown[::-1]):
+            pair = (row.first, row.first_length), (row.second, row.second_length)
+            if row.score is None or row.judge.backend != PERSON or sides.get(row.id) not in (pair, pair[::-1]):
                 continue
-            votes.setdefault(row.id, []).append(row.score if sides[row.id] == shown else 1 - row.score)
+            votes.setdefault(row.id, []).append(row.score if sides[row.id] == pair else 1 - row.score)
     people = {id: statistics.fmean(scores) for id, scores in votes.items()}
     return Labelled({row.id: row.score for row in preferences}, people, Interval(0.0, 1.0)).correct()
 
 
 def _list_vote_folders(home: Path, named: Preference) -> list[Path]:
-    """Return the folders that may hold votes on two sets: the run that their preferences lie in, and the other one.
+    """Return the folders that may contain votes on two sets: the run with the judge's preferences, and the other one.
 
-    Relative names are seen from where the judge was started, which may be elsewhere by now: the other run also lies
-    where it does as seen from this one.
+    Relative names are relative to the folder in which the judge was started, which need not be the current one. The
+    other run is therefore also looked up relative to the first.
     """
     first, second = Path(named.first), Path(named.second)
-    # A set is named by its run, or by a model or a file in it.
+    # A set is named after its run, or after a model or a file in it.
     start = first if first.name == home.resolve().name else first.parent
     others = [second]
     if not (start.is_absolute() or second.is_absolute()):

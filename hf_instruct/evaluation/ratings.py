@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-# Prior standard deviation of a rating, in nats: 10 is 1,737 points. It keeps a run that won everything finite, and
-# moves a rating by less than 0.1 point where 100 comparisons went 75 to 25.
+# Prior standard deviation of a rating, in nats: 10 is 1,737 points. It keeps the rating of a run that won everything
+# finite, and changes a rating by less than 0.1 points if 100 comparisons went 75 to 25.
 _RATING_PRIOR = 10.0
 _MEAN_RATING = 1000.0
-# Ten to one is 400 points, as in chess.
+# Odds of ten to one are 400 points, as in chess.
 _POINTS_PER_NAT = 400 / math.log(10)
 
 
@@ -28,13 +28,13 @@ _POINTS_PER_NAT = 400 / math.log(10)
 class Rating:
     """One set of responses on the common scale."""
 
-    name: str  # of the set of responses
+    name: str  # name of the set of responses
     rating: float  # in points; the mean over all sets is 1000, and 100 points more win 64 % of the time
-    interval: Interval | None  # its 95 % bootstrap interval over examples; None if the examples are too few
-    comparisons: int  # verdicts that it was part of
-    wins: int  # those for it
-    ties: int  # those for neither
-    losses: int  # those for the other
+    interval: Interval | None  # 95 % bootstrap interval over examples; None if there are too few examples
+    comparisons: int  # verdicts that compare it with another set
+    wins: int  # verdicts for it
+    ties: int  # verdicts for neither
+    losses: int  # verdicts for the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ class RatingTable:
     """The ratings of several sets of answers."""
 
     ratings: list[Rating]  # best first
-    judges: list[str]  # those who preferred, in words
-    verdicts: int  # preferences that the ratings are by
+    judges: list[str]  # labels of the judges
+    verdicts: int  # preferences that the ratings are computed from
     failures: int  # preferences without a verdict, which are left out
-    examples: int  # different ones among the verdicts
+    examples: int  # distinct examples among the verdicts
     notices: list[str]  # what a reader should know
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def rate_preferences(
 
     Args:
         sources: Run folders, files of preferences or votes, and `Preference` rows.
-        force: Put together the preferences of different judges, or of judges and people; the table then says so.
+        force: Combine the preferences of different judges, or of judges and people; the table then has a note.
         resamples: Bootstrap draws for the intervals.
 
     Raises:
-        DataError: A file cannot be read, judges differ, or the sets are not all joined by comparisons.
+        DataError: A file cannot be read, judges differ, or the sets are not all connected by comparisons.
 
     >>> from hf_instruct.schema import JudgeIdentity
     >>> known = {"first": "a", "second": "b", "judge": JudgeIdentity(), "rubric": "", "orders": [], "replies": []}
@@ -100,7 +100,9 @@ def rate_preferences(
     is_itself, has_verdict = rows["first"] == rows["second"], rows["score"].notna()
     kept = rows[has_verdict & ~is_itself]
     ratings = bradley_terry(kept, resamples=resamples)
-    notices = [f"{is_itself.sum()} preferences compare a set with itself and are left out."] * bool(is_itself.any())
+    notices = []
+    if is_itself.any():
+        notices.append(f"{is_itself.sum()} preferences compare a set with itself and are left out.")
     if len(judges) > 1:
         notices.append(f"{len(judges)} different judges are combined (`--force`): " + "; ".join(judges) + ".")
     for rating in ratings:
@@ -115,12 +117,12 @@ def rate_preferences(
 
 
 def _list_judges(rows: "pandas.DataFrame") -> list[str]:
-    """Return those who preferred, in words; all people are one."""
+    """Return labels of the judges; all people together have one."""
     people = sorted(rows.loc[rows["is_person"], "model"].unique())
     more = f" and {len(people) - 3} more" if len(people) > 3 else ""
-    judges = [f"people ({', '.join(people[:3])}{more})"] * bool(people)
+    judges = [f"people ({', '.join(people[:3])}{more})"] if people else []
     for name, options in rows[~rows["is_person"]].groupby("judge", sort=False)["options"].unique().items():
-        # Two that read alike differ in their options.
+        # Judges with the same label differ in their options.
         judges += [f"{name}, options {each}" for each in options] if len(options) > 1 else [str(name)]
     return judges
 
@@ -129,44 +131,44 @@ def fit_logistic(columns: "numpy.ndarray", wins: "numpy.ndarray", losses: "numpy
     """Return the coefficients, [features], of a ridge logistic regression without a free intercept.
 
     Args:
-        columns: Features of each row, [rows, features], each in units of its prior standard deviation.
+        columns: Features of each row, [rows, features], each multiplied by its prior standard deviation.
         wins: Weight of the outcome 1 in each row, [rows].
         losses: Weight of the outcome 0 in each row, [rows].
     """
     import numpy
     from scipy.special import expit, log_expit
 
-    def loss(found: "numpy.ndarray") -> float:
-        odds = columns @ found
-        return float(found @ found / 2 - wins @ log_expit(odds) - losses @ log_expit(-odds))
+    def loss(beta: "numpy.ndarray") -> float:
+        odds = columns @ beta
+        return float(beta @ beta / 2 - wins @ log_expit(odds) - losses @ log_expit(-odds))
 
-    # Newton's method: thousands of these fits are for one interval, where scikit-learn's checks took most of the time.
-    weights, found = wins + losses, numpy.zeros(columns.shape[1])
+    # Newton's method: one interval needs thousands of these fits, and scikit-learn spends most of its time on checks.
+    weights, beta = wins + losses, numpy.zeros(columns.shape[1])
     for _ in range(100):
-        shares = expit(columns @ found)
-        gradient = found + columns.T @ (weights * shares - wins)
-        curvature = numpy.eye(len(found)) + (columns.T * (weights * shares * (1 - shares))) @ columns
+        shares = expit(columns @ beta)
+        gradient = beta + columns.T @ (weights * shares - wins)
+        curvature = numpy.eye(len(beta)) + (columns.T * (weights * shares * (1 - shares))) @ columns
         step = numpy.linalg.solve(curvature, gradient)
-        while loss(found - step) > loss(found) + 1e-9:
+        while loss(beta - step) > loss(beta) + 1e-9:
             step /= 2
-        found = found - step
+        beta = beta - step
         if abs(step).max() < 1e-8:
             break
-    return found
+    return beta
 
 
 def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[Rating]:
     """Return the ratings of all sets of responses in the preferences, best first.
 
     In the Bradley–Terry model a set with rating a is preferred to one with rating b with probability 1 / (1 + 10^((b -
-    a) / 400)); the ratings are the most likely ones under a wide normal prior. A tie is half a win for each. Intervals
-    draw examples with all of their comparisons, because the same hard example meets every set.
+    a) / 400)); the ratings are the most likely ones under a wide normal prior. A tie is half a win for each. For the
+    intervals, examples are drawn with all of their comparisons, because a hard example is the same for every set.
 
     Source: Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 39, 1952. Fitted as a logistic
     regression, as in https://github.com/lm-sys/FastChat/blob/0e6d3e4/fastchat/serve/monitor/elo_analysis.py
 
     Args:
-        table: Verdicts between different sets, as in `tabulate_preferences`.
+        table: Verdicts between different sets, as returned by `tabulate_preferences`.
         resamples: Bootstrap draws for the intervals.
 
     Raises:
@@ -176,7 +178,7 @@ def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[R
 
     names = sorted({*table["first"], *table["second"]})
     examples, ids = table["id"].factorize()
-    # Of each verdict [verdicts]: its pair, and the win of that pair's first.
+    # For each verdict, [verdicts]: its pair, and the score of the first set in that pair.
     pairs, pair = numpy.unique(numpy.searchsorted(names, table[["first", "second"]]), axis=0, return_inverse=True)
     won = table["score"].to_numpy()
     # [pairs, sets]: 1 for the pair's first, -1 for its second.
@@ -184,7 +186,7 @@ def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[R
     _check_groups(names, columns)
 
     def rate(drawn: "numpy.ndarray") -> "numpy.ndarray":
-        """Return the ratings, [sets], by the examples at the given positions; NaN if these do not join all sets."""
+        """Return the ratings, [sets], from the examples at these indices; NaN if they do not connect all sets."""
         times = numpy.bincount(drawn, minlength=len(ids))[examples]
         wins, losses = (numpy.bincount(pair, times * share, minlength=len(pairs)) for share in (won, 1 - won))
         if _group(columns[wins + losses > 0]).max():
@@ -193,16 +195,16 @@ def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[R
         ratings: numpy.ndarray = _MEAN_RATING + _POINTS_PER_NAT * (strengths - strengths.mean())
         return ratings
 
-    found = []
+    rows = []
     for name, (rating, interval) in zip(names, estimate(rate, len(ids), resamples=resamples), strict=True):
         assert rating is not None
         scores = [*table["score"][table["first"] == name], *(1 - table["score"][table["second"] == name])]
-        found.append(Rating(name, rating, interval, len(scores), *(scores.count(score) for score in (1, 0.5, 0))))
-    return sorted(found, key=lambda row: (-row.rating, row.name))
+        rows.append(Rating(name, rating, interval, len(scores), *(scores.count(score) for score in (1, 0.5, 0))))
+    return sorted(rows, key=lambda row: (-row.rating, row.name))
 
 
 def _check_groups(names: Sequence[str], columns: "numpy.ndarray") -> None:
-    """Refuse sets that comparisons do not join; `columns` are as `_group` takes them."""
+    """Refuse sets that are not connected by comparisons; see `_group` for `columns`."""
     if not names:
         raise DataError(
             "No verdict compares two different sets of responses, so there is nothing to rate. Run `hf-instruct "
@@ -210,7 +212,7 @@ def _check_groups(names: Sequence[str], columns: "numpy.ndarray") -> None:
         )
     groups = _group(columns)
     if groups.max():
-        parts = [[name for name, own in zip(names, groups, strict=True) if own == group] for group in set(groups)]
+        parts = [[name for name, part in zip(names, groups, strict=True) if part == group] for group in set(groups)]
         listed = "; ".join(map(quote_names, sorted(parts, key=lambda part: (-len(part), part))))
         raise DataError(
             f"The {len(names)} sets of responses fall into {len(parts)} groups without a comparison between them: "
@@ -220,10 +222,10 @@ def _check_groups(names: Sequence[str], columns: "numpy.ndarray") -> None:
 
 
 def _group(columns: "numpy.ndarray") -> "numpy.ndarray":
-    """Return the number, [sets], of the group that comparisons join each set to.
+    """Return the group of each set, [sets], numbered from 0: sets that comparisons connect are in one group.
 
     Args:
-        columns: Pairs of sets that met, [pairs, sets]: nothing but 1 for the one set and -1 for the other.
+        columns: Pairs of compared sets, [pairs, sets]: 1 for one set, -1 for the other and 0 for the rest.
     """
     from scipy.sparse.csgraph import connected_components
 

@@ -1,4 +1,4 @@
-"""Load the scores of a run or a file, and what is needed to decide whether they can be compared."""
+"""Load the scores of a run or a file, with the facts that decide whether they can be compared."""
 
 import contextlib
 import dataclasses
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 class ScoredRun:
     """The scores of one set of answers.
 
-    `rows` has one for each example judged, by id (or by index, from 0): `score` from 0 to 100, NaN for a failure (where
-    the answers were judged several times, the mean), and, where the answers lie beside the scores, `example` (the hash
+    `rows` has one row per judged example, by id (or by index, from 0): `score` from 0 to 100 (NaN for a failure; the
+    mean if the answers were judged several times) and, if the answers are stored with the scores, `example` (the hash
     of the example), `task` (its instruction) and `category`.
     """
 
     name: str  # as the user named it
     rows: "pandas.DataFrame"
-    metrics: "pandas.DataFrame"  # values of the reference metrics, by id and name, but for those of `QUOTIENTS`
+    metrics: "pandas.DataFrame"  # values of the reference metrics except `QUOTIENTS`, by id and name
     keyed: bool = True  # whether the rows are by id
-    judge: JudgeIdentity | None = None  # None if the file does not tell
-    rubric: str = ""  # its name; empty if the file does not tell
-    rubric_sha256: str = ""  # of what it asks; empty if that is not known
+    judge: JudgeIdentity | None = None  # None if the file does not say
+    rubric: str = ""  # name of the rubric; empty if the file does not say
+    rubric_sha256: str = ""  # hash of the rubric's content; empty if unknown
     repeats: int = 1  # how often each answer was judged
-    self_check: CheckOutcome | None = None  # what a check of the judge found; None if there was none
-    references: tuple[int, str] = (0, "")  # how many answers equal theirs; what the judge gave to references, in words
-    people: Mapping[str, float] = dataclasses.field(default_factory=dict)  # their scores of some answers, by id
-    validation_loss: float | None = None  # of the model that answered, in nats per token; None if not known
-    length: float | None = None  # characters of all answers by those of the references; None if not known
+    self_check: CheckOutcome | None = None  # result of the judge's check; None if it was not checked
+    references: tuple[int, str] = (0, "")  # number of answers equal to the reference; scores of references, in words
+    people: Mapping[str, float] = dataclasses.field(default_factory=dict)  # people's scores of some answers, by id
+    validation_loss: float | None = None  # of the model that answered, in nats per token; None if unknown
+    length: float | None = None  # characters of all answers divided by those of the references; None if unknown
 
     @property
     def is_scored(self) -> bool:
@@ -54,28 +54,28 @@ class ScoredRun:
         return self.rows["score"].dropna()
 
     def by_index(self) -> "ScoredRun":
-        """Return the same with indices, from 0, as keys."""
+        """Return a copy with indices, from 0, as keys, and without people's scores."""
         metrics = self.metrics.reindex(self.rows.index).reset_index(drop=True)
         rows = self.rows.reset_index(drop=True)
         return dataclasses.replace(self, keyed=False, rows=rows, metrics=metrics, people={})
 
     @property
     def labelled(self) -> Labelled:
-        """The scores with those of people."""
+        """The judge's scores together with people's."""
         return Labelled(
             {id: None if math.isnan(score) else score for id, score in self.rows["score"].items()}, self.people
         )
 
 
 def load_run(source: Any, name: str = "the scores") -> ScoredRun:
-    """Return the scores of a run folder (its tuned model; `RUN/untuned` is the other), of a file, or in memory.
+    """Return the scores of a run folder (its tuned model; `RUN/untuned` is the untuned one), of a file, or in memory.
 
-    Answers of a run that were measured but not judged have reference metrics alone.
+    If the answers of a run were measured but not judged, there are only reference metrics.
 
     Args:
-        source: A folder with `judgments.jsonl`, such a file, another file of scores as `hf-instruct agree` takes it, a
+        source: A folder with `judgments.jsonl`, that file, another file of scores that `hf-instruct agree` accepts, a
             sequence of numbers, or a mapping of ids to numbers.
-        name: What to call one in memory; others are called by their path.
+        name: Name of scores in memory; others are named by their path.
 
     Raises:
         DataError: There are no scores, they are not from 0 to 100, or judging has not finished.
@@ -113,7 +113,7 @@ def load_run(source: Any, name: str = "the scores") -> ScoredRun:
 
 
 def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: bool) -> ScoredRun:
-    """Return a run with what lies beside its judgments: the scores, the answers' examples, metrics, validation loss."""
+    """Return a run with the other files of its folder: the scores, the answers' examples, metrics, validation loss."""
     import pandas
 
     responses: list[Response] = []
@@ -152,20 +152,20 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: 
 
 
 def _find_validation_loss(folder: RunFolder, model: str) -> float | None:
-    """Return the last validation loss of a run, or, of the untuned model, that before the first step."""
+    """Return the last validation loss of a run or, for a model other than `tuned`, the one before the first step."""
     if not folder.training_log.is_file():
         return None
     rows = [row for row in read_rows(folder.training_log, TrainingRow) if row.validation_loss is not None]
     # DPO's is in nats per pair.
     rows = [row for row in rows if row.reward_margin is None]
-    found = [row.validation_loss for row in rows if model == TUNED or row.step == 0]
-    return found[-1] if found else None
+    losses = [row.validation_loss for row in rows if model == TUNED or row.step == 0]
+    return losses[-1] if losses else None
 
 
 def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
     """Return the differences in how runs were judged, each with the values; empty if nothing is known.
 
-    A run that does not tell its judge, or the hash of its rubric, is not held against the others.
+    Runs with an unknown judge, or an unknown hash of the rubric, are left out of that comparison.
     """
     judges = [(run, identify_judge(run.judge)) for run in runs if run.judge]
     names = dict.fromkeys(name for _, judge in judges for name in judge)
@@ -177,10 +177,10 @@ def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
     owners: dict[str, dict[str, list[str]]] = {}
     for run, judge in judges:
         facts = {f"judge.{name}": judge.get(name) for name in names}
-        # Options that all have alike are not shown.
+        # Options that are the same for all runs are not shown.
         facts["judge.options"] = ", ".join(f"{name} {judge['options'].get(name)}" for name in differing)
         facts["rubric"] = run.rubric
-        # Another name says it already: another rubric always has another hash.
+        # Different names are enough: different rubrics always have different hashes.
         if has_one_rubric and run.rubric_sha256:
             facts["rubric (SHA-256)"] = run.rubric_sha256[:7]
         for name, value in facts.items():

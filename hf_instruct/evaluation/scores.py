@@ -14,7 +14,7 @@ from hf_instruct.evaluation.rubrics import Rubric
 from hf_instruct.models import parse_num_parameters
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Repeats, RubricName, Scores, ScoreSummary
 
-# Fewer equal scores may well be chance.
+# Fewer equal scores may be due to chance.
 MIN_CONSTANT = 5
 # With fewer answers the interval of their mean is itself uncertain.
 FEW_ANSWERS = 30
@@ -39,10 +39,10 @@ def build_scores(
 
     Args:
         judgments: One for each response.
-        rubric: What the judge was asked.
+        rubric: The rubric.
         judge: The judge.
         categories: Category of each example id, for the scores by category.
-        tasks: Instruction of each example id: rows with the same one count as one draw in the intervals.
+        tasks: Instruction of each example id; rows with the same one count as one draw in the intervals.
         equal: Ids of the answers that equal their reference.
 
     >>> known = {"replies": [], "judge": JudgeIdentity(), "rubric": "course", "prompt_sha256": "", "seconds": 0.0}
@@ -56,17 +56,17 @@ def build_scores(
     for judgment in judgments:
         if category := (categories or {}).get(judgment.id):
             groups.setdefault(category, []).append(judgment)
-    whole = _summarize(judgments, tasks or {})
-    known = [judgment.score for judgment in judgments if judgment.id in equal and judgment.score is not None]
-    asked = "\n".join(judgment.prompt_sha256 for judgment in judgments)
+    summary = _summarize(judgments, tasks or {})
+    equal_scores = [judgment.score for judgment in judgments if judgment.id in equal and judgment.score is not None]
+    prompts = "\n".join(judgment.prompt_sha256 for judgment in judgments)
     return Scores(
-        **whole,
-        constant=whole["n"] >= MIN_CONSTANT and whole["minimum"] == whole["maximum"],
-        equal_mean=statistics.fmean(known) if known else None,
-        equal_n=len(known),
+        **summary,
+        constant=summary["n"] >= MIN_CONSTANT and summary["minimum"] == summary["maximum"],
+        equal_mean=statistics.fmean(equal_scores) if equal_scores else None,
+        equal_n=len(equal_scores),
         judge=judge,
         rubric=RubricName(name=rubric.name, sha256=rubric.sha256),
-        prompts_sha256=hashlib.sha256(asked.encode()).hexdigest(),
+        prompts_sha256=hashlib.sha256(prompts.encode()).hexdigest(),
         cached=sum(judgment.cached for judgment in judgments),
         seconds=round(sum(judgment.seconds for judgment in judgments), 3),
         by_category={name: ScoreSummary(**_summarize(groups[name], tasks or {})) for name in sorted(groups)},
@@ -80,7 +80,7 @@ def _summarize(judgments: Sequence[Judgment], tasks: Mapping[str, str]) -> dict[
     n, total = len(scores), len(judgments)
     return {
         "mean": statistics.fmean(scores) if scores else None,
-        # Of the mean: sample standard deviation over the root of n, or of the rows that count.
+        # Of the mean: sample standard deviation / square root of n, or of the effective sample size.
         "standard_error": statistics.stdev(scores) / math.sqrt(n / design_effect(scores, alike)) if n > 1 else None,
         "interval": bootstrap_mean(scores, alike),
         "mean_failures_as_0": sum(scores) / total if total else None,
@@ -123,7 +123,7 @@ def format_scores(scores: Scores) -> str:
 
 
 def format_bounds(scores: ScoreSummary, joint: str = " to ") -> str:
-    """Return the bounds of the mean, with every failure counted as 0 and as 100; empty without failures."""
+    """Return the bounds of the mean if every failure counts as 0 or as 100; empty without failures."""
     ends = scores.mean_failures_as_0, scores.mean_failures_as_100
     if not scores.failures or None in ends:
         return ""
@@ -131,7 +131,7 @@ def format_bounds(scores: ScoreSummary, joint: str = " to ") -> str:
 
 
 def build_repeats(repeats: Sequence[Sequence[Judgment]], *, seeds: Sequence[int | None]) -> Repeats:
-    """Return what the judgments of several repeats show of the judge.
+    """Return statistics of the judgments of several repeats.
 
     Args:
         repeats: The judgments of each repeat, the same responses in the same order.
@@ -145,7 +145,7 @@ def build_repeats(repeats: Sequence[Sequence[Judgment]], *, seeds: Sequence[int 
     """
     scored = [[row.score for row in rows if row.score is not None] for rows in repeats]
     means = [statistics.fmean(scores) if scores else None for scores in scored]
-    known = [mean for mean in means if mean is not None]
+    defined = [mean for mean in means if mean is not None]
     verdicts = [[row.score for row in rows] for rows in zip(*repeats, strict=True)]
     examples = [[score for score in scores if score is not None] for scores in verdicts]
     example_means = [statistics.fmean(scores) for scores in examples if scores]
@@ -160,7 +160,7 @@ def build_repeats(repeats: Sequence[Sequence[Judgment]], *, seeds: Sequence[int 
         interval=bootstrap_mean(example_means),
         spread=math.sqrt(statistics.fmean(variances)) if variances else None,
         changed=sum(len(set(scores)) > 1 for scores in verdicts) / len(verdicts) if verdicts else None,
-        means_standard_deviation=statistics.stdev(known) if len(known) > 1 else None,
+        means_standard_deviation=statistics.stdev(defined) if len(defined) > 1 else None,
     )
 
 
@@ -194,7 +194,7 @@ class Leading(NamedTuple):
     """The measure that all views show first and sort by.
 
     Attributes:
-        name: `score`, the name of a reference metric, or empty if there is none to go by.
+        name: `score`, or the name of a reference metric; empty if there is neither.
         reason: Why the judge's scores do not lead, in a clause; empty if they do. With a reason, no view may call a
             difference in scores higher or lower.
     """
@@ -209,21 +209,21 @@ class Leading(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What the measure is called."""
+        """The display name of the measure."""
         return label_metric(self.name)
 
     def show(self, value: float, *, signed: bool = False) -> str:
-        """Return one example's value as it is printed."""
+        """Return one example's value as printed."""
         if self.is_metric:
             return format_metric(self.name, value, signed=signed)
         return f"{value:{'+' if signed else ''}g}"
 
 
 def choose_leading(weaknesses: Iterable[str], metrics: Collection[str], *, is_scored: bool = True) -> Leading:
-    """Return which measure leads: the judge's scores, unless there are none or a judge is too weak.
+    """Return the leading measure: the judge's scores, unless there are none or a judge is too weak.
 
     Args:
-        weaknesses: Of each judge whose scores are shown, as `find_weakness` returns it.
+        weaknesses: The result of `find_weakness` for each judge whose scores are shown.
         metrics: Names of the reference metrics that all sets of answers have.
         is_scored: Whether there are scores.
 
@@ -245,7 +245,7 @@ def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
     'the judge is small (135 million parameters) and unchecked'
     """
     if self_check and not self_check.probes and self_check.passed:
-        # A check of an older version, which useless judges passed too.
+        # A check by an older version, which useless judges passed too.
         self_check = None
     if self_check and self_check.passed is not None:
         return "" if self_check.passed else f"the judge {describe_check(self_check)}"
@@ -301,12 +301,12 @@ def format_counts(scores: ScoreSummary) -> str:
 
 
 def identify_judge(judge: JudgeIdentity) -> dict[str, Any]:
-    """Return what makes it this judge and no other: all but the version of its server."""
+    """Return the fields that identify a judge: all except the version of its server."""
     return {name: value for name, value in judge.to_dict().items() if name != "server_version"}
 
 
 def label_judge(judge: JudgeIdentity, rubric: RubricName | None = None) -> str:
-    """Return who judged, by which rubric, on one line; of a local folder the last part of its path.
+    """Return a label of the judge and the rubric on one line, with only the last part of a local path.
 
     >>> label_judge(JudgeIdentity(backend="ollama", model="llama3", digest="365c0bd3c000"), RubricName(name="course"))
     'llama3@365c0bd (ollama), rubric course'
@@ -320,7 +320,7 @@ def label_judge(judge: JudgeIdentity, rubric: RubricName | None = None) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return the last part of a local path, and a Hub id or an alias as it is.
+    """Return the last part of a local path; a Hub id or an alias is returned unchanged.
 
     >>> short_name("./models/SmolLM2/"), short_name("Qwen/Qwen3-8B")
     ('SmolLM2', 'Qwen/Qwen3-8B')

@@ -12,7 +12,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # Scripts written without spaces: kana and Chinese characters.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-# When an answer repeats itself: see `is_repetitive`.
+# Thresholds of `is_repetitive`.
 _GRAM = 4
 _REPEATED_SHARE = 0.3
 _COPIES = 4
@@ -20,7 +20,7 @@ _LONGEST_BLOCK = 64
 
 
 def normalize_answer(text: str) -> str:
-    """Return a text in lower case, without ASCII punctuation, English articles and needless white space.
+    """Return a text in lower case, without ASCII punctuation, English articles and extra whitespace.
 
     Source: the evaluation script of SQuAD 1.1, https://rajpurkar.github.io/SQuAD-explorer/
 
@@ -31,9 +31,9 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(response: str, reference: str) -> float:
-    """Return 1 where the two texts are equal once normalized as SQuAD does, else 0.
+    """Return 1 if the two texts are equal after the normalization of SQuAD, else 0.
 
-    Texts that hold nothing but punctuation and articles are compared as they are.
+    Texts that only contain punctuation and articles are compared without it, word by word.
 
     >>> exact_match("Jane Austen", "jane austen."), exact_match("", "."), exact_match("!", "!")
     (1.0, 0.0, 1.0)
@@ -43,10 +43,9 @@ def exact_match(response: str, reference: str) -> float:
 
 
 def token_f1(response: str, reference: str) -> float:
-    """Return the F1 of the words that two texts share, normalized as SQuAD does; order does not count.
+    """Return the F1 score of the words that two texts share after the normalization of SQuAD, in any order.
 
-    Words are what white space separates, so that in a language written without it the whole text is one: read chrF
-    there.
+    Words are separated by whitespace. In a language written without it, the whole text is one word: use chrF there.
 
     >>> token_f1("It was Jane Austen", "Jane Austen.")
     0.6666666666666666
@@ -59,10 +58,10 @@ def token_f1(response: str, reference: str) -> float:
 
 
 def rouge_l(response: str, reference: str) -> float:
-    """Return ROUGE-L as `rouge-score` does: the F1 of the longest common subsequence of words, without stemming.
+    """Return ROUGE-L like `rouge-score`: the F1 score of the longest common subsequence of words, without stemming.
 
-    Words are those of `split_words`. On English text they are those of `rouge-score`, which would drop all letters
-    but a to z, and whose table takes memory for every word of the one text times every word of the other.
+    Words are those of `split_words`, which for English text are those of `rouge-score`. That package drops all letters
+    except a to z, and needs memory proportional to the product of the two lengths.
 
     >>> rouge_l("It was Jane Austen", "Jane Austen.")
     0.6666666666666666
@@ -74,9 +73,9 @@ def rouge_l(response: str, reference: str) -> float:
 
 
 def chrf(response: str, reference: str) -> float:
-    """Return chrF2 by `sacrebleu`, of one sentence, 0 to 100: character n-grams up to 6, recall counting twice.
+    """Return the sentence-level chrF2 of `sacrebleu`, 0 to 100: character n-grams up to 6, recall counting twice.
 
-    Its mean over examples is not the chrF of the corpus, which adds up n-grams first: long answers weigh more there.
+    Its mean over examples is not corpus-level chrF, which sums the n-grams first and so gives long answers more weight.
     """
     if not response.strip() and not reference.strip():
         return 100.0
@@ -84,7 +83,7 @@ def chrf(response: str, reference: str) -> float:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text in lower case: runs of letters and digits; each Chinese character and kana is one.
+    """Return the words of a text in lower case: runs of letters and digits; a Chinese character or kana is one word.
 
     >>> split_words("Café no. 5: 東京")
     ['café', 'no', '5', '東', '京']
@@ -93,10 +92,10 @@ def split_words(text: str) -> list[str]:
 
 
 def is_repetitive(text: str) -> bool:
-    """Return whether a text says the same again and again.
+    """Return whether a text repeats itself.
 
-    It does where more than 30 % of its runs of four words stood in it before, or where up to 64 words come four times
-    in a row. A text without words, such as `!!!!!!!!`, goes by its characters.
+    It does if more than 30 % of its 4-grams of words occurred before, or if a sequence of up to 64 words occurs four
+    times in a row. In a text without words, such as `!!!!!!!!`, characters are compared instead.
 
     Source: the share of repeated n-grams is seq-rep-4 of Welleck et al., https://arxiv.org/abs/1908.04319
 
@@ -119,7 +118,7 @@ def is_repetitive(text: str) -> bool:
 def count_common(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence of two lists of words.
 
-    A row of the usual table is the bits of one integer, so all of its cells are computed in a few operations.
+    A row of the usual table is stored in the bits of one integer, so all of its cells are computed in a few operations.
 
     Source: Hyyrö, Bit-Parallel LCS-length Computation Revisited, 2004.
 
@@ -127,14 +126,14 @@ def count_common(first: Sequence[str], second: Sequence[str]) -> int:
     2
     """
     short, long = sorted((first, second), key=len)
-    places: dict[str, int] = dict.fromkeys(set(short) & set(long), 0)
-    for number, word in enumerate(short):
-        if word in places:
-            places[word] |= 1 << number
-    whole = row = (1 << len(short)) - 1
+    positions: dict[str, int] = dict.fromkeys(set(short) & set(long), 0)
+    for index, word in enumerate(short):
+        if word in positions:
+            positions[word] |= 1 << index
+    mask = row = (1 << len(short)) - 1
     for word in long:
-        if matches := row & places.get(word, 0):
-            row = (row + matches | row - matches) & whole
+        if matches := row & positions.get(word, 0):
+            row = (row + matches | row - matches) & mask
     return len(short) - row.bit_count()
 
 

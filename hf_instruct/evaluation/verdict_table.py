@@ -26,7 +26,7 @@ _ALLOWED = (
     "allowed are a run folder, `judgments.jsonl`, a file of preferences or votes, a JSON list of numbers, a JSON "
     "object of ids and numbers, and .jsonl or .csv with `id` and `score`"
 )
-# For each pair of sets of answers: in which order their preferences count.
+# For each pair of sets of answers, the order in which their preferences count.
 Order = dict[frozenset[str], tuple[str, str]]
 
 
@@ -34,17 +34,17 @@ Order = dict[frozenset[str], tuple[str, str]]
 class Verdicts:
     """The verdicts of judges or people on one or more sets of answers.
 
-    `rows` has one for each verdict: `id` (the index from 0 where the file has none), `score` (any number; NaN if no
-    reply could be parsed) and `judge` (in words); of preferences it is what `tabulate_preferences` returns.
+    `rows` has one row per verdict: `id` (the index from 0 if the file has no ids), `score` (any number; NaN if no
+    reply could be parsed) and `judge` (a label); for preferences it is the table of `tabulate_preferences`.
     """
 
-    name: str  # the file, or what to call the values
+    name: str  # the file, or a name for values in memory
     kind: str  # `scores` or `preferences`
     rows: "pandas.DataFrame"
-    keyed: bool = True  # whether the ids are the examples', rather than indices
-    judgments: Sequence[Judgment] = ()  # what the scores are from, where it is a judge's
-    file: Path | None = None  # that holds these
-    equal: int = 0  # preferences left out, because nobody judged them: the two answers are equal
+    keyed: bool = True  # whether the ids are those of examples, rather than indices
+    judgments: Sequence[Judgment] = ()  # the judgments that the scores come from, if any
+    file: Path | None = None  # the file of the judgments
+    equal: int = 0  # preferences left out because nobody judged them: the two answers are equal
 
     @property
     def judge(self) -> str:
@@ -54,20 +54,20 @@ class Verdicts:
 
     @property
     def keys(self) -> list[str]:
-        """The columns by which verdicts are about the same."""
+        """The columns that identify what a verdict is about."""
         return ["id"] if self.kind == SCORES else ["id", "first", "second"]
 
     def by_example(self) -> "pandas.Series[float]":
-        """Return one score for each example (and pair): the mean of several, or the preference of most."""
-        found = self.rows.groupby(self.keys, sort=False)["score"].mean()
+        """Return one score for each example (and pair): the mean of several scores, or the majority's preference."""
+        means = self.rows.groupby(self.keys, sort=False)["score"].mean()
         if self.kind == SCORES:
-            return found
-        return found.mask(found > 0.5, 1.0).mask(found < 0.5, 0.0)
+            return means
+        return means.mask(means > 0.5, 1.0).mask(means < 0.5, 0.0)
 
     def oriented(self, order: Order) -> tuple["Verdicts", bool]:
-        """Return preferences that count for the first set of each pair in `order`, and whether any were turned.
+        """Return the preferences with the sets of each pair in the order of `order`, and whether any were reversed.
 
-        Pairs that are not in `order` yet are added to it as they stand.
+        Pairs that are not in `order` yet are added to it in their current order.
         """
         if self.kind == SCORES:
             return self, False
@@ -80,7 +80,7 @@ class Verdicts:
         return dataclasses.replace(self, rows=rows), any(turned)
 
     def list_notices(self) -> list[str]:
-        """Return what a reader should know about how one score for each example came about."""
+        """Return notes on how several verdicts became one score for each example."""
         counts = self.rows.groupby(self.keys).size()
         notices = []
         if several := int((counts > 1).sum()):
@@ -97,11 +97,11 @@ def load_verdicts(source: Any, name: str = "the verdicts", *, voter: str | None 
     Args:
         source: A path, numbers, a mapping of ids to numbers, or rows with `score` and perhaps `id`, or `Judgment` or
             `Preference` rows.
-        name: What to call those in memory; others are called by their path.
-        voter: Of votes by several people, take only those of this one.
+        name: Name of verdicts in memory; others are named by their path.
+        voter: Only return the votes of this person.
 
     Raises:
-        DataError: It cannot be read, or holds anything else; all problems are listed.
+        DataError: The source cannot be read, or contains something else; all problems are listed.
     """
     import pandas
 
@@ -133,12 +133,12 @@ def load_verdicts(source: Any, name: str = "the verdicts", *, voter: str | None 
 
 
 def _read_judging(file: Path, model: str) -> list[Judgment]:
-    """Return the judgments of the newest judging of a model's responses, from `judgments.jsonl` or a file like it."""
+    """Return the newest judgments of a model's responses, from `judgments.jsonl` or a file like it."""
     if file.name == RunFolder(file.parent).judgments.name:
         rows = RunFolder(file.parent).read_judgments(model)
     else:
         rows = [row for row in read_rows(file, Judgment) if row.model == model]
-        # People add to each other's scores; a judge's newest judging replaces its earlier ones.
+        # Scores of several people are all kept; new judgments of a judge replace its earlier ones.
         rows = rows if rows and rows[-1].judge.backend == PERSON else choose_judgments(rows, None)
     if not rows:
         raise DataError(
@@ -151,7 +151,7 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> "pandas.Data
     """Return the preferences in files and run folders (all in `pairwise/` and the votes), each file once, as a table.
 
     Raises:
-        DataError: A file is missing, or holds something else.
+        DataError: A file is missing, or contains something else.
     """
     files: dict[Path, Path] = {}
     rows: list[Preference] = []
@@ -160,13 +160,13 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> "pandas.Data
             rows.append(source)
             continue
         path = Path(source)
-        found = sorted([*path.glob("pairwise/*.jsonl"), *path.glob("votes*.jsonl")]) if path.is_dir() else [path]
-        if not found:
+        paths = sorted([*path.glob("pairwise/*.jsonl"), *path.glob("votes*.jsonl")]) if path.is_dir() else [path]
+        if not paths:
             raise DataError(
                 f"`{path}` is a folder without preferences (`pairwise/*.jsonl`, `votes*.jsonl`); create some with "
                 f"`hf-instruct judge pairwise {path} --baseline RUN`, or `hf-instruct vote`."
             )
-        files |= {file.resolve(): file for file in found}
+        files |= {file.resolve(): file for file in paths}
     for file in files.values():
         try:
             read = read_rows(file, Preference)
@@ -185,8 +185,8 @@ def tabulate_preferences(rows: Iterable[Preference]) -> "pandas.DataFrame":
     """Return preferences as a table.
 
     Its columns: `id`; `score`, 1 for the first, 0.5 for a tie, 0 for the second and NaN if no reply could be parsed;
-    `first` and `second`, the sets compared; `judge`, in words; `model`, or the voter; `is_person`; `options` of the
-    judge, as JSON; and `is_identical`, whether it is a tie between equal answers that nobody was asked about.
+    `first` and `second`, the sets compared; `judge`, a label; `model`, or the voter; `is_person`; `options` of the
+    judge, as JSON; and `is_identical`, whether it is a tie between equal answers that nobody judged.
     """
     import pandas
 
@@ -210,8 +210,9 @@ def _collect_scores(content: Any, name: str) -> Verdicts:
         raise DataError(f"`{name}` contains {what}; {_ALLOWED}.")
     rows = [row if isinstance(row, dict) else {"score": row} for row in content]
     keyed = sum(bool(row.get("id")) for row in rows)
-    problems = [f"{keyed} of {len(rows)} rows have an `id`; add ids to all rows, or to none"] * (0 < keyed < len(rows))
-    scores = []
+    problems, scores = [], []
+    if 0 < keyed < len(rows):
+        problems.append(f"{keyed} of {len(rows)} rows have an `id`; add ids to all rows, or to none")
     for number, row in enumerate(rows, start=1):
         try:
             scores.append(_parse_score(row))
@@ -225,10 +226,10 @@ def _collect_scores(content: Any, name: str) -> Verdicts:
 
 
 def _parse_score(row: Mapping[str, Any]) -> float | None:
-    """Return a row's score; None for a verdict that could not be read.
+    """Return a row's score; None for a failed judgment.
 
     Raises:
-        ValueError: It has none.
+        ValueError: There is no score, or it is not a number.
     """
     if "score" not in row:
         raise ValueError(f"has no `score`; it has {quote_names(list(row)[:6])}")
@@ -255,7 +256,7 @@ def _collect_preferences(rows: Sequence[Preference], name: str, voter: str | Non
     judged = table[~table["is_identical"]]
     if judged.empty:
         raise DataError(f"`{name}` contains no preferences yet.")
-    # A file may hold a pair in both orders.
+    # A file may contain a pair in both orders.
     return Verdicts(name, PREFERENCES, judged, equal=len(table) - len(judged)).oriented({})[0]
 
 
@@ -275,7 +276,7 @@ def _find_file(path: Path) -> Path:
 
 
 def _read_content(file: Path) -> Any:
-    """Return what is in a file: rows as dictionaries, or whatever else its JSON holds."""
+    """Return the content of a file: rows as dictionaries, or any other JSON value."""
     try:
         if file.suffix == ".jsonl":
             return read_rows(file, dict)
@@ -288,7 +289,7 @@ def _read_content(file: Path) -> Any:
 
 
 def describe_judge(judge: JudgeIdentity, rubric: str, rubric_sha256: str = "") -> str:
-    """Return who judged, by what, on one line.
+    """Return a label of the judge and the rubric, or of the voter, on one line.
 
     >>> describe_judge(JudgeIdentity(model="llama3", digest="365c0bd3c000", backend="ollama"), "course", "f870155da365")
     'judge llama3@365c0bd (ollama), rubric course@f870155'

@@ -30,13 +30,13 @@ _LONGEST_NAME = 60
 class Ballot(NamedTuple):
     """The next pair for a voter, without the names of the sets."""
 
-    number: int  # how many this voter has answered, and one
-    total: int  # ballots this voter gets in all
+    number: int  # its position among this voter's ballots, from 1
+    total: int  # number of ballots for this voter
     instruction: str
     input: str
     left: str  # the answer on the left, or the only one
-    right: str | None = None  # None where one answer is to be scored from 0 to 100
-    reference: str = ""  # the data's own answer, beside one that is to be scored
+    right: str | None = None  # None if a single answer is scored from 0 to 100
+    reference: str = ""  # shown next to an answer to score
 
 
 @contextlib.contextmanager
@@ -47,14 +47,14 @@ def open_votes(
 
     Args:
         first: A run folder, or a file of responses.
-        second: The other; None to score answers: those of all models of a run.
-        out: Where votes go; by default `choose_vote_file` says so.
-        seed: Of the sample, the order and the sides.
-        limit: Show so many examples only.
+        second: The other set; None to score answers, which for a run are those of all models.
+        out: File for the votes; by default that of `choose_vote_file`.
+        seed: Seed of the sample, the order and the sides.
+        limit: Show at most this many examples.
 
     Raises:
         DataError: The answers or the votes cannot be read, or there is nothing to choose.
-        RunError: Another process has the file of the votes, it is a folder, or nothing can be written there.
+        RunError: Another process is using the file for the votes, or it is a folder or cannot be written.
     """
     responses = load_responses(first)
     if second:
@@ -83,11 +83,11 @@ def open_votes(
 
 
 def choose_vote_file(first: Path, second: Path | None = None) -> Path:
-    """Return where votes go by default: into the first run's folder, under the second's name.
+    """Return the default file for votes: in the first run's folder, named after the second.
 
     Args:
         first: A run folder, or a file of responses.
-        second: The other; None for the scores of one set, which go where `judge` and the report look for them.
+        second: The other set; None for scores of one set, whose file is also read by `judge` and the report.
     """
     folder = split_model(first)[0]
     if second is None:
@@ -100,10 +100,10 @@ def choose_vote_file(first: Path, second: Path | None = None) -> Path:
 
 
 def check_voter(name: str) -> str:
-    """Return a voter's name without white space around it.
+    """Return a voter's name without surrounding whitespace.
 
     Raises:
-        DataError: It is empty, too long, or holds characters that do not print.
+        DataError: It is empty, too long, or contains characters that are not printable.
     """
     name = name.strip()
     if not name:
@@ -114,27 +114,27 @@ def check_voter(name: str) -> str:
 
 
 def _draw(ids: Iterable[str], seed: int, limit: int | None) -> list[str]:
-    """Return a random draw of examples, the same for every voter; a larger limit adds to a smaller one."""
-    # Sorted first, so that the draw does not depend on the order of the files.
+    """Return a random draw of examples, the same for every voter; a larger limit extends the draw of a smaller one."""
+    # Sorted, so that the draw does not depend on the order of the files.
     drawn = sorted(set(ids))
     random.Random(f"{seed}").shuffle(drawn)
     return drawn[:limit]
 
 
 class Book:
-    """The ballots of a vote, and the file of what people say to them.
+    """The ballots of a vote, and the file of people's votes.
 
-    Safe to use from several threads; one process at a time (see `open_votes`). The file may hold votes on other sets
-    of answers too: these are left as they are.
+    Safe to use from several threads, but only in one process at a time (see `open_votes`). The file may also contain
+    votes on other sets of answers; these stay unchanged.
 
     Attributes:
-        path: The file.
-        total: Ballots that each voter is shown.
+        path: The file of the votes.
+        total: Number of ballots for each voter.
 
     Args:
-        items: What there is to vote on by a key of its own, in any order that is always the same.
-        path: The file; made by the first vote.
-        seed: Of the order and the sides.
+        items: Items to vote on, by a unique key, in an order that is always the same.
+        path: The file of the votes; created by the first vote.
+        seed: Seed of the order and the sides.
 
     Raises:
         DataError: The file cannot be read.
@@ -151,28 +151,28 @@ class Book:
         self._rows: list[Any] = recover_rows(path, self.row_type)
 
     def next_ballot(self, voter: str) -> Ballot | None:
-        """Return the first ballot that this voter has not answered yet, or None when all are."""
+        """Return the first ballot that this voter has not answered yet, or None if all are answered."""
         with self._lock:
             number, item, _ = self._find_next(voter)
             return None if item is None else self._show(number, voter, item)
 
     def vote(self, voter: str, number: int, choice: str, *, seconds: float = 0.0) -> bool:
-        """Keep what a voter says to a ballot, and return whether it was the one to answer next.
+        """Record a voter's choice on a ballot, and return whether it was the voter's next ballot.
 
-        A second click on the same ballot, or the same ballot in another tab, therefore counts once.
+        Other ballots are ignored, so a second click on a ballot, or a click in another tab, does not count again.
 
         Args:
-            voter: Name, as `check_voter` returns it.
-            number: Of the ballot.
-            choice: One of `CHOICES`; where answers are scored, a number from 0 to 100 or `SKIP`.
-            seconds: Since the ballot was shown.
+            voter: The voter's name, as returned by `check_voter`.
+            number: Number of the ballot.
+            choice: One of `CHOICES`; if answers are scored, a number from 0 to 100 or `SKIP`.
+            seconds: Seconds since the ballot was shown.
         """
         with self._lock:
             next_number, item, passed = self._find_next(voter)
             if item is None or next_number != number or not self.is_choice(choice):
                 return False
-            # Equal answers in between are ties without asking. Kept as the voter passes them, because a file of the
-            # first half of the votes should hold half of them.
+            # Equal answers in between are ties without a ballot. They are recorded as the voter passes them, so that a
+            # file with the first half of the votes contains half of them.
             rows = [
                 self._build_row(voter, item, choice, round(seconds, 1)),
                 *(self._build_row(voter, tie, TIE, 0.0) for tie in passed),
@@ -182,7 +182,7 @@ class Book:
             return True
 
     def undo(self, voter: str) -> bool:
-        """Take back the voter's last vote, and return whether there was one."""
+        """Remove the voter's last vote, and return whether there was one."""
         with self._lock:
             last = next(reversed(self._list_asked(voter)), None)
             if last is not None:
@@ -192,17 +192,17 @@ class Book:
             return last is not None
 
     def count_votes(self) -> int:
-        """Return how many ballots the voters have answered, skipped ones included."""
+        """Return the number of ballots that the voters have answered, including skipped ones."""
         return len(self._list_asked())
 
     def voters(self) -> list[str]:
-        """Return the names of those who have voted."""
+        """Return the names of the voters, sorted."""
         return sorted({row.judge.model for row in self._list_votes()})
 
     def _find_next(self, voter: str) -> tuple[int, Any, list[Any]]:
-        """Return the number of the next ballot, its item (None after the last), and the equal pairs to keep with it.
+        """Return the number of the next ballot, its item (None after the last), and the equal pairs to record with it.
 
-        Those are the ones in front of the ballot that are not kept yet, or with the last ballot all.
+        These are the pairs before the ballot that are not recorded yet; for the last ballot, also those after it.
         """
         order = list(self._items.items())
         random.Random(f"{self._seed}\0{voter}").shuffle(order)
@@ -214,10 +214,10 @@ class Book:
             return number, None, []
         index, item = waiting[0]
         end = len(order) if len(waiting) == 1 else index
-        return number, item, [tie for place, tie in left if place < end and not self._is_asked(tie)]
+        return number, item, [tie for position, tie in left if position < end and not self._is_asked(tie)]
 
     def _list_votes(self, voter: str | None = None) -> list[Any]:
-        """Return the rows of this vote, of one voter where one is named; ties of equal answers are among them."""
+        """Return the rows of this vote, or those of one voter, including the ties of equal answers."""
         votes = [row for row in self._rows if row.judge.backend == PERSON and self._find_key(row) is not None]
         return [row for row in votes if voter in (None, row.judge.model)]
 
@@ -228,14 +228,14 @@ class Book:
         return JudgeIdentity(backend=PERSON, model=voter, options={"seed": self._seed, **options})
 
     def is_choice(self, choice: str) -> bool:
-        """Return whether this can be said to a ballot."""
+        """Return whether a ballot allows this choice."""
         return choice in CHOICES
 
     def _is_asked(self, item: Any) -> bool:
         return True
 
     def _find_key(self, row: Any) -> Any:
-        """Return which item a row of the file is about; None where it is of another vote."""
+        """Return the key of the item that a row of the file is about; None if it belongs to another vote."""
         raise NotImplementedError
 
     def _show(self, number: int, voter: str, item: Any) -> Ballot:
@@ -249,14 +249,14 @@ class VoteBook(Book):
     """The ballots of two sets of answers: which of two is better.
 
     Attributes:
-        num_alone: Answers that the other set has no answer beside.
-        num_equal: Pairs of equal answers: counted as ties, shown to nobody.
+        num_alone: Answers without a counterpart in the other set.
+        num_equal: Pairs of equal answers, which count as ties and are never shown.
 
     Args:
-        joined: What to vote on.
-        path: The file, of `Preference` rows.
-        seed: Of the sample, the order and the sides.
-        limit: Vote on so many pairs only.
+        joined: The pairs to vote on.
+        path: The file, with `Preference` rows.
+        seed: Seed of the sample, the order and the sides.
+        limit: Vote on at most this many pairs.
 
     Raises:
         DataError: The file cannot be read, its votes were on other answers, or there is nothing to choose.
@@ -327,10 +327,10 @@ class ScoreBook(Book):
     """The ballots of answers to score from 0 to 100, one at a time; those of several models are in random order.
 
     Args:
-        responses: What to score.
-        path: The file, of `Judgment` rows.
-        seed: Of the sample and the order.
-        limit: Score the answers to so many examples only.
+        responses: The answers to score.
+        path: The file, with `Judgment` rows.
+        seed: Seed of the sample and the order.
+        limit: Score the answers to at most this many examples.
 
     Raises:
         DataError: The file cannot be read.
@@ -349,7 +349,7 @@ class ScoreBook(Book):
         return choice == SKIP or (choice.isdecimal() and int(choice) <= 100)
 
     def _find_key(self, row: Judgment) -> tuple[str, str, str] | None:
-        # Scores of answers that were generated again since are kept, and the new answers asked about.
+        # Scores of answers that have since been generated again stay in the file, and the new answers are shown.
         key = row.model, row.id, row.prompt_sha256
         return key if key in self._items else None
 
