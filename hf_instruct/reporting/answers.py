@@ -16,12 +16,12 @@ class AnswerRow:
 
     Attributes:
         number: Its position in the test split, from 1.
-        example: Any answer to it, for the example's own fields.
+        example: One of the answers to it, for the example's fields.
         answers: The answer of each model that gave one, in the order of `schema.MODELS`.
-        value: What the row is sorted by: the leading measure of the tuned answer, or of the one before where it stands
-            alone; None if it has none.
-        gain: That of the tuned answer minus that of the model that training began with; None unless both have one.
-        kinds: The values of the page's `Show` filter that the row answers to.
+        value: The value to sort by: the leading measure of the tuned answer or, if there is no tuned answer, of the one
+            by the model that training began with; None if it has none.
+        gain: The value of the tuned answer minus that of the model that training began with; None unless both have one.
+        kinds: The options of the page's `Show` filter that include the row.
     """
 
     number: int
@@ -33,7 +33,7 @@ class AnswerRow:
 
     @property
     def tuned(self) -> Response | None:
-        """The tuned model's answer; None when it gave none."""
+        """The tuned model's answer; None if there is none."""
         return self.answers.get(TUNED)
 
 
@@ -45,9 +45,9 @@ def pair_answers(results: RunResults) -> list[AnswerRow]:
     tuned = sides[TUNED]
     others = {id: row for model in results.others for id, row in sides[model].items()}
     rows = []
-    # A row that the tuned model has not answered comes last: it was interrupted.
+    # Rows without a tuned answer come last: the stage was interrupted.
     for number, (id, example) in enumerate({**tuned, **others, **tuned}.items(), start=1):
-        answers = {model: found[id] for model, found in sides.items() if id in found}
+        answers = {model: by_id[id] for model, by_id in sides.items() if id in by_id}
         value = after.get(id) if id in tuned else before.get(id)
         gain = after[id] - before[id] if id in after and id in before else None
         kinds = [] if gain is None else ["up" if gain > 0 else "down" if gain < 0 else "same"]
@@ -58,12 +58,12 @@ def pair_answers(results: RunResults) -> list[AnswerRow]:
 
 
 def sort_worst_first(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
-    """Return the rows by rising value of the leading measure, those without one last; equal ones keep their order."""
+    """Return the rows by ascending value of the leading measure, those without one last; the sort is stable."""
     return sorted(rows, key=lambda row: (row.value is None, row.value or 0))
 
 
 def sort_by_change(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
-    """Return the rows with the largest gain and the largest loss in turn, then the others, the lowest value first."""
+    """Return the rows with the largest gains and losses in turn, then the others, lowest value first."""
     losses = sorted((row for row in rows if (row.gain or 0) < 0), key=lambda row: row.gain or 0)
     turns = itertools.chain.from_iterable(itertools.zip_longest(_list_gains(rows), losses))
     return [*filter(None, turns), *sort_worst_first([row for row in rows if not row.gain])]
@@ -75,15 +75,15 @@ def _list_gains(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
 
 
 def pick_highlights(rows: Sequence[AnswerRow]) -> tuple[list[AnswerRow], AnswerRow | None]:
-    """Return the rows that say most about a run in the least space.
+    """Return the rows that show the most about a run in little space.
 
     Returns:
-        The three rows with the biggest gains (without values: the first rows whose answer changed), and the row with
-        the lowest value that is not among them, or None if nothing has a value.
+        The three rows with the largest gains (without values: the first three whose answer changed), and the row with
+        the lowest value that is not among them, or None if no row has a value.
     """
     with_value = [row for row in rows if row.value is not None]
     if not with_value:
-        # A tuned answer is the last; one that stands alone counts.
+        # The tuned answer is the last one. A row with no other answer counts as changed.
         texts = [(row, [answer.response for answer in row.answers.values()][-2:]) for row in rows if row.tuned]
         changed = [row for row, last in texts if len(last) == 1 or last[0] != last[1]]
         return changed[:_NUM_HIGHLIGHTS], None

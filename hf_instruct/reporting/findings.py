@@ -1,6 +1,6 @@
-"""Findings: what a reader should know before quoting a run's numbers, for the page, the terminal and the card.
+"""Findings: facts to know before quoting a run's numbers, for the page, the terminal and the card.
 
-A finding names no file, folder or model of the user's own, so that it may be published.
+A finding contains no name of a file, folder or model of the user, so that it can be published.
 """
 
 import shlex
@@ -18,7 +18,7 @@ _MUCH_LONGER = 0.1
 
 
 class Finding(NamedTuple):
-    """A finding about the numbers of a run: which it is, such as `overfitting`, and the same in a sentence or two."""
+    """A finding about the numbers of a run: its name, such as `overfitting`, and its text of a few sentences."""
 
     name: str
     text: str
@@ -32,13 +32,13 @@ class Missing(NamedTuple):
 
 
 def list_findings(results: RunResults) -> list[Finding]:
-    """Return what a reader should know before quoting the numbers, most important first."""
+    """Return the findings on a run, most important first."""
     scores = results.tuned.scores or results.before.scores
     return [
         *_find_difference(results),
         *_find_disagreement(results),
         *(_find_judge(scores, results.leading.reason) if scores else ()),
-        *(found for model in reversed(MODELS) for found in _find_failures(results, model)),
+        *(finding for model in reversed(MODELS) for finding in _find_failures(results, model)),
         *_find_length(results),
         *_find_leaks(results),
         *_find_cut_off(results),
@@ -71,12 +71,12 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
 
 
 def _find_disagreement(results: RunResults) -> Iterator[Finding]:
-    """Find where the reference metrics move and the judge does not, or the other way round."""
+    """Find out whether the reference metrics changed and the judge's scores did not, or the other way round."""
     metric = next((row for row in results.metrics if row.name == "rouge_l" and row.difference), None)
     difference = results.difference
     if metric is None or metric.difference is None or difference is None:
         return
-    verdicts = [found.verdict if found.is_shown else "not shown to differ" for found in (metric.difference, difference)]
+    verdicts = [each.verdict if each.is_shown else "not shown to differ" for each in (metric.difference, difference)]
     # A difference by a judge that does not lead is not described.
     if verdicts[0] == verdicts[1] or results.leading.reason:
         return
@@ -121,7 +121,7 @@ def _find_failures(results: RunResults, model: str) -> Iterator[Finding]:
 
 
 def _find_length(results: RunResults) -> Iterator[Finding]:
-    """Find answers that preference training made longer, the usual way to a reward or a better score."""
+    """Find out whether DPO or GRPO made the answers longer, a common way to get better rewards and scores."""
     row = next((row for row in results.metrics if row.name == "length_ratio"), None)
     method = results.experiment.method
     if method == "SFT" or row is None or row.before is None or row.tuned is None or not row.before.mean:
@@ -171,12 +171,12 @@ def _find_overfitting(results: RunResults) -> Iterator[Finding]:
 
 
 def list_missing(results: RunResults) -> list[Missing]:
-    """Return the parts that the run folder lacks, in the order in which the stages make them."""
+    """Return the parts that are missing in the run folder, in the order in which the stages create them."""
     folder = shlex.quote(str(results.folder.path))
     tuned, experiment = results.tuned, results.experiment
     sizes = results.preflight.examples
     train, generate, judge = (
-        # The name of the experiment's file is not known to the run folder.
+        # The run folder does not record the name of the experiment's file.
         f"hf-instruct train EXPERIMENT.yaml --run-dir {folder} --resume",
         f"hf-instruct generate {folder}",
         f"hf-instruct judge {folder}",

@@ -1,7 +1,7 @@
 """The report as one self-contained HTML page.
 
-Text of models and of data is never trusted: the templates escape everything, no text travels through JavaScript, and a
-content security policy allows only the two scripts written here, by their hashes.
+Text from models and data is never trusted: the templates escape everything, no text is passed through JavaScript, and a
+content security policy only allows our two scripts, by their hashes.
 """
 
 import base64
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
-# Rows that the page shows at first; `report.js` has the same number.
+# Rows that the page shows initially; `report.js` has the same number.
 PAGE_ROWS = 50
 # The metrics that are shown first if they lead.
 _LEAD_METRICS = ("exact_match", "rouge_l")
@@ -40,10 +40,10 @@ _SETTINGS = (
     *("beta", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
     *("max_steps", "num_train_epochs", "max_length", "seed"),
 )
-# Characters shown of a text: a model that never stops may fill any number of pages.
+# Characters shown of a text: a model that never stops could fill any number of pages.
 _LONGEST_TEXT = 20_000
-# Control characters that HTML drops or forbids are shown as the pictures Unicode has of them; tab and newline stay.
-# Overrides of the writing direction, which could turn round the text after an answer, are shown as unreadable.
+# Control characters that HTML drops or forbids are shown as Unicode's pictures for them; tab and newline stay.
+# Overrides of the writing direction, which could reverse the text after an answer, are replaced by U+FFFD.
 _CONTROLS = {
     **{code: 0x2400 + code for code in range(32) if code not in (9, 10, 13)},
     127: 0x2421,
@@ -52,18 +52,18 @@ _CONTROLS = {
 
 
 def report(run: RunFolder | str | Path, experiment: Experiment | None = None) -> Path:
-    """Write `report.html`, and `scores.png` if there are scores; a run may lack any stage's files.
+    """Write `report.html`, and `scores.png` if there are scores; the files of any stage may be missing.
 
     Args:
         run: The run folder, or its path.
-        experiment: What the run is of; by default what its `run.yaml` says.
+        experiment: The experiment of the run; by default that in its `run.yaml`.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         RunError: There is no such run.
-        DataError: A file of the run cannot be read as what it should be.
+        DataError: A file of the run cannot be read or is invalid.
     """
     run = RunFolder.of(run)
     results = read_results(run, experiment)
@@ -75,7 +75,7 @@ def report(run: RunFolder | str | Path, experiment: Experiment | None = None) ->
 
 
 def render_page(results: RunResults) -> str:
-    """Return the page of a run, complete whatever the run folder lacks."""
+    """Return the HTML page of a run; it is complete even if the files of some stages are missing."""
     from markupsafe import Markup
 
     head_script, script, style = (
@@ -125,7 +125,7 @@ def build_policy(scripts: Sequence[str]) -> str:
 
 
 def show_controls(value: Any) -> Any:
-    r"""Return a text that every browser can show: controls as pictures, half characters replaced; else the value.
+    r"""Return a string that every browser can show, without control characters and surrogates; other values unchanged.
 
     >>> show_controls("bell\x07, half \ud800")
     'bell␇, half ?'
@@ -155,7 +155,7 @@ def _build_environment() -> "Environment":
 
 
 def _describe_settings(results: RunResults) -> str:
-    """Return the settings of training that its outcome depends on most, defaults included, with the method."""
+    """Return the method and the most important training settings, including defaults."""
     values = results.experiment.training
     shown = [f"{name} {values[name]}" for name in _SETTINGS if values.get(name) is not None]
     return ", ".join([results.method, *shown, *([results.training.precision] if results.training else [])])
@@ -168,7 +168,7 @@ def _list_scores(results: RunResults) -> dict[str, list[int]]:
 
 
 def _list_category_scores(results: RunResults) -> list[tuple[str, ScoreSummary | None, ScoreSummary]]:
-    """Return name, both models' scores of each category, worst tuned mean first; by name where scores say little."""
+    """Return name and both models' scores of each category, lowest tuned mean first; by name if the judge is weak."""
     before, tuned = (side.scores.by_category if side.scores else {} for side in (results.before, results.tuned))
     rows = [(name, before.get(name), tuned[name]) for name in sorted(tuned)]
     if results.leading.reason:
@@ -177,9 +177,9 @@ def _list_category_scores(results: RunResults) -> list[tuple[str, ScoreSummary |
 
 
 def _list_samples(results: RunResults) -> list[tuple[dict[str, str], list[tuple[float, str]]]]:
-    """Return the fixed validation prompts, each with its answers and their epochs in the order of training."""
+    """Return the fixed validation prompts, each with its answers and their epochs in training order."""
     samples: dict[str, tuple[dict[str, str], list[tuple[float, str]]]] = {}
-    # A resumed run may log a step again: the later row counts.
+    # A resumed run may log a step again; the later row counts.
     rows = {row.step: row for row in results.training_rows if row.samples}
     for step in sorted(rows):
         for sample in rows[step].samples or ():
@@ -188,7 +188,7 @@ def _list_samples(results: RunResults) -> list[tuple[dict[str, str], list[tuple[
 
 
 def _describe_plots(results: RunResults) -> dict[str, Any]:
-    """Return the plots for which there are numbers, each with a text alternative."""
+    """Return the plots that have data, each with a text alternative."""
     from markupsafe import Markup
 
     plots = {"loss_plot": None, "loss_text": "", "histogram": None, "histogram_text": ""}
@@ -207,7 +207,7 @@ def _describe_plots(results: RunResults) -> dict[str, Any]:
 
 
 def _describe_answers(results: RunResults) -> dict[str, Any]:
-    """Return the rows of the table and which of its columns and filters make sense."""
+    """Return the rows of the table, and which columns and filters it needs."""
     rows = pair_answers(results)
     categories = Counter(row.example.category for row in rows if row.example.category)
     return {

@@ -1,4 +1,4 @@
-"""Read the results in a run folder; whatever a stage has not written yet is absent."""
+"""Read the results in a run folder; results of stages that have not run yet are empty."""
 
 import dataclasses
 import functools
@@ -45,11 +45,11 @@ class ModelResults:
     """The answers of one model, and their results.
 
     Attributes:
-        responses: In the order of the test split.
-        judgments: Of the newest judging, by the example's id.
+        responses: The answers, in the order of the test split.
+        judgments: The newest judgments, by the example's id.
         scores: None until the judge has finished.
         metrics: The reference metrics.
-        people: What people gave to some of the responses, by the example's id.
+        people: People's scores of some of the responses, by the example's id.
     """
 
     responses: list[Response]
@@ -61,12 +61,12 @@ class ModelResults:
     @functools.cached_property
     def judged(self) -> dict[str, int | None]:
         """The scores by the example's id, None for a failure; without those of responses that no longer exist."""
-        known = {response.id for response in self.responses}
-        return {id: judgment.score for id, judgment in self.judgments.items() if not known or id in known}
+        ids = {response.id for response in self.responses}
+        return {id: judgment.score for id, judgment in self.judgments.items() if not ids or id in ids}
 
     @property
     def labelled(self) -> Labelled:
-        """The judge's scores, with those of people."""
+        """The judge's scores together with people's."""
         return Labelled(self.judged, self.people)
 
     @functools.cached_property
@@ -76,26 +76,26 @@ class ModelResults:
 
     @functools.cached_property
     def values(self) -> dict[str, dict[str, float]]:
-        """The reference metrics' values by name and example id."""
-        found: dict[str, dict[str, float]] = {}
+        """The values of the reference metrics by name and example id."""
+        by_name: dict[str, dict[str, float]] = {}
         for id, values in self.metrics.examples.items():
             for name, value in values.items():
-                found.setdefault(name, {})[id] = value
-        return found
+                by_name.setdefault(name, {})[id] = value
+        return by_name
 
     @property
     def score_by_id(self) -> dict[str, int]:
-        """The scores by the example's id, failures left out."""
+        """The scores by the example's id, without failures."""
         return {id: score for id, score in self.judged.items() if score is not None}
 
     @property
     def stop_rate(self) -> float | None:
-        """Share of the answers that the model ended itself, a fraction; None if that is not known."""
-        known = [response.stopped for response in self.responses if response.stopped is not None]
-        return sum(known) / len(known) if known else None
+        """The fraction of answers that finished instead of being cut off; None if unknown."""
+        stopped = [response.stopped for response in self.responses if response.stopped is not None]
+        return sum(stopped) / len(stopped) if stopped else None
 
     def list_values(self, measure: str) -> Mapping[str, float]:
-        """Return the score, or the value of a reference metric, by the example's id."""
+        """Return the scores, or the values of a reference metric, by the example's id."""
         return self.score_by_id if measure == SCORE else self.values.get(measure, {})
 
 
@@ -104,10 +104,10 @@ class MetricRow:
     """A reference metric of each model.
 
     Attributes:
-        name: As in `metrics.json`.
-        values: By model, those that were measured.
-        differences: Of the same examples, the tuned model's - another's, by the other model.
-        start: Which of them training began with.
+        name: Its name in `metrics.json`.
+        values: Its value for each model that was measured.
+        differences: The paired difference of the tuned model from each other model, by the other model.
+        start: The model that training began with.
     """
 
     name: str
@@ -117,31 +117,31 @@ class MetricRow:
 
     @property
     def tuned(self) -> MetricValue | None:
-        """Of the tuned model's answers; None if it was not measured."""
+        """The tuned model's value; None if it was not measured."""
         return self.values.get(TUNED)
 
     @property
     def before(self) -> MetricValue | None:
-        """Of the answers of the model that training began with; None if it was not measured."""
+        """The value of the model that training began with; None if it was not measured."""
         return self.values.get(self.start)
 
     @property
     def difference(self) -> Difference | None:
-        """By how much training raised it; None if one of the two was not measured."""
+        """The difference that training made; None if one of the two models was not measured."""
         return self.differences.get(self.start)
 
     @property
     def label(self) -> str:
-        """What the metric is called."""
+        """The display name of the metric."""
         return label_metric(self.name)
 
     @property
     def meaning(self) -> str:
-        """What it says, in a few words; empty for one that is not ours."""
+        """A description in a few words; empty for a metric that is not ours."""
         return METRICS[self.name].meaning if self.name in METRICS else ""
 
     def show(self, value: MetricValue | None) -> str:
-        """Return a mean as it is printed; empty if it is not known."""
+        """Return a mean as printed; empty if it is not known."""
         return format_metric(self.name, value.mean) if value else ""
 
     def show_interval(self, value: MetricValue | None) -> str:
@@ -151,7 +151,7 @@ class MetricRow:
         return " to ".join(format_metric(self.name, end) for end in value.interval)
 
     def show_difference(self, model: str | None = None) -> str:
-        """Return the paired difference from a model, by default the one before, with its interval; empty for none."""
+        """Return the difference from a model, by default the one before training, with its interval; or empty."""
         difference = self.differences.get(model or self.start)
         if difference is None:
             return ""
@@ -165,16 +165,16 @@ class RunResults:
 
     Attributes:
         folder: The run folder.
-        experiment: What the run is of.
+        experiment: The experiment of the run.
         provenance: Command, versions, commit, time.
-        preflight: What the data stage found.
+        preflight: The findings of the data stage.
         training_rows: The training log.
         training: Seconds, memory, tokens and device of fine-tuning.
-        sides: What each model answered, by `schema.MODELS`; those without a file are empty.
-        self_check: What the judge made of answers of known quality; None if it was not checked.
+        sides: The results of each of `schema.MODELS`; empty for models without files.
+        self_check: The judge's check on answers of known quality; None if it was not checked.
         benchmarks: The tuned model's results on tasks of lm-eval.
-        pairwise: Summaries of pairwise judging, one for each baseline, each with the win rate as people's votes on its
-            pairs correct it; None without votes.
+        pairwise: Summaries of pairwise judging, one for each baseline, each with the win rate corrected by people's
+            votes on its pairs, or None without votes.
     """
 
     folder: RunFolder
@@ -190,18 +190,18 @@ class RunResults:
 
     @property
     def name(self) -> str:
-        """The run folder's own name."""
+        """The name of the run folder."""
         return self.folder.path.resolve().name
 
     @property
     def sizes(self) -> str:
-        """How many examples each split has, in words; empty before there are any."""
+        """The number of examples in each split, in words; empty if there are none yet."""
         sizes = self.preflight.examples
         return ", ".join(f"{sizes[name]:,} {name}" for name in ("train", "validation", "test") if name in sizes)
 
     @property
     def method(self) -> str:
-        """How the run trains: `full fine-tuning`, or LoRA with rank and scale; on which pairs or rewards, too."""
+        """The training method: `full fine-tuning`, or LoRA with rank and alpha; for DPO and GRPO, also on what."""
         if self.experiment.lora is None:
             method = "full fine-tuning"
         else:
@@ -220,21 +220,21 @@ class RunResults:
 
     @property
     def tuned(self) -> ModelResults:
-        """What the tuned model answered."""
+        """The results of the tuned model."""
         return self.sides[TUNED]
 
     @property
     def start(self) -> str:
-        """Which model training began with: `untuned`, or `SFT` for a fine-tuned one."""
+        """The model that training began with: `untuned`, or `SFT` for a fine-tuned one."""
         return self.experiment.start
 
     def label(self, model: str | None = None) -> str:
-        """Return what a model is called, by default the one that training began with."""
+        """Return the display name of a model, by default of the one that training began with."""
         return self.provenance.label(model or self.start)
 
     @property
     def before(self) -> ModelResults:
-        """What the model that training began with answered."""
+        """The results of the model that training began with."""
         return self.sides[self.start]
 
     @property
@@ -245,47 +245,47 @@ class RunResults:
 
     @property
     def scores(self) -> list[Scores]:
-        """The scores of each model, those that there are."""
+        """The scores of each model that has any."""
         return [side.scores for side in self.sides.values() if side.scores]
 
     @property
     def judges(self) -> list[str]:
-        """Who judged by which rubric: one, unless the models were judged differently."""
+        """Labels of the judge and the rubric: only one, unless the models were judged differently."""
         return list(dict.fromkeys(label_judge(scores.judge, scores.rubric) for scores in self.scores))
 
     @property
     def judging_differences(self) -> list[str]:
-        """How the models were judged differently; empty if judged in the same way, or if only one was judged."""
+        """The facts in which the models were judged differently; empty if judged alike, or if only one was judged."""
         judged = [{**identify_judge(scores.judge), "rubric": scores.rubric} for scores in self.scores]
-        names = dict.fromkeys(name for one in judged for name in one)
-        return [name for name in names if any(one.get(name) != judged[0].get(name) for one in judged)]
+        names = dict.fromkeys(name for facts in judged for name in facts)
+        return [name for name in names if any(facts.get(name) != judged[0].get(name) for facts in judged)]
 
     @property
     def references(self) -> list[str]:
-        """What each judge gave to references or to answers equal to them, for comparison with its means."""
+        """Each judge's scores of references or of answers equal to them, in words, for comparison with its means."""
         most_first = sorted(self.scores, key=lambda scores: scores.equal_n, reverse=True)
         return [*filter(None, map(describe_references, most_first if self.judging_differences else most_first[:1]))]
 
     @property
     def comparable_scores(self) -> Scores | None:
-        """The scores of the model that training began with, where the models were judged alike; None otherwise."""
+        """The scores of the model that training began with, if the models were judged alike; otherwise None."""
         return None if self.judging_differences else self.before.scores
 
     @functools.cached_property
     def differences(self) -> dict[str, Difference]:
-        """By how much the tuned model scores higher than another, by that; of those that were judged alike."""
+        """The paired difference in score of the tuned model from each other model; empty if judged differently."""
         if not self.tuned.scores or self.judging_differences:
             return {}
-        found = {}
+        differences = {}
         for name in self.others:
             side = self.sides[name]
             if side.scores and (difference := self._compare(SCORE, name)):
                 bounds = bound_difference(self.tuned.judged, side.judged)
-                found[name] = dataclasses.replace(difference, bounds=bounds)
-        return found
+                differences[name] = dataclasses.replace(difference, bounds=bounds)
+        return differences
 
     def _compare(self, measure: str, model: str) -> Difference | None:
-        """Return by how much the tuned model is higher than another; None for fewer than two common examples."""
+        """Return the tuned model's difference from another model; None for fewer than two common examples."""
         values, base = self.tuned.list_values(measure), self.sides[model].list_values(measure)
         ids = [id for id in base if id in values]
         if len(ids) < 2:
@@ -296,18 +296,18 @@ class RunResults:
 
     @property
     def difference(self) -> Difference | None:
-        """By how much training raised the score; None if that is not known."""
+        """The difference in score that training made; None if it is not known."""
         return self.differences.get(self.start)
 
     @property
     def people(self) -> list[str]:
         """The judge's means and their difference, corrected by people's scores, in words; empty without any."""
-        corrected = {self.label(name): side.corrected for name, side in self.sides.items()}
-        said = [f"{label}: {found.describe()}" for label, found in corrected.items() if found]
-        found = self.tuned.labelled.subtract(self.before.labelled).correct() if self.difference else None
-        if found and found.mean is not None:
-            said.append(f"tuned - {self.label()}: {found.describe('examples on both sides', signed=True)}")
-        return said
+        means = {self.label(name): side.corrected for name, side in self.sides.items()}
+        lines = [f"{label}: {mean.describe()}" for label, mean in means.items() if mean]
+        difference = self.tuned.labelled.subtract(self.before.labelled).correct() if self.difference else None
+        if difference and difference.mean is not None:
+            lines.append(f"tuned - {self.label()}: {difference.describe('examples on both sides', signed=True)}")
+        return lines
 
     @functools.cached_property
     def _tasks(self) -> dict[str, str]:
@@ -315,7 +315,7 @@ class RunResults:
 
     @property
     def alike(self) -> str:
-        """How rows with the same instruction or category widen the leading interval, in words; usually empty."""
+        """How similar rows widen the interval of the leading measure, in words; usually empty."""
         before, after = (side.list_values(self.leading.name) for side in (self.before, self.tuned))
         ids = [id for id in before if id in after]
         categories = {row.id: row.category for row in self.tuned.responses if row.category}
@@ -336,12 +336,13 @@ class RunResults:
         """The reference metrics that any model has, in a fixed order; those that are not ours come last."""
         means = {model: side.metrics.metrics for model, side in self.sides.items()}
         rows = []
-        for name in dict.fromkeys([*METRICS, *(name for found in means.values() for name in found)]):
-            values = {model: found[name] for model, found in means.items() if name in found}
+        for name in dict.fromkeys([*METRICS, *(name for by_name in means.values() for name in by_name)]):
+            values = {model: by_name[name] for model, by_name in means.items() if name in by_name}
             # The mean of quotients is not the quotient that is shown.
             compared = self.others if name not in QUOTIENTS else []
-            differences = {model: found for model in compared if (found := self._compare(name, model))}
-            rows += [MetricRow(name, values, differences, self.start)] * bool(values)
+            differences = {model: paired for model in compared if (paired := self._compare(name, model))}
+            if values:
+                rows.append(MetricRow(name, values, differences, self.start))
         return rows
 
     @functools.cached_property
@@ -360,20 +361,20 @@ class RunResults:
 
     @property
     def measure(self) -> str:
-        """What these rows measure."""
+        """The measure of these evaluations."""
         return "mean reward" if self.experiment.method == "GRPO" else "validation loss"
 
 
 def read_results(run: RunFolder, experiment: Experiment | None = None) -> RunResults:
-    """Return what the run folder holds.
+    """Return the results in a run folder.
 
     Args:
         run: The run folder.
-        experiment: What the run is of; by default what its `run.yaml` says.
+        experiment: The experiment of the run; by default that in its `run.yaml`.
 
     Raises:
-        RunError: The folder holds no run.
-        DataError: A file is there but cannot be read as what it should be.
+        RunError: The folder does not contain a run.
+        DataError: A file of the run cannot be read or is invalid.
     """
     return RunResults(
         folder=run,

@@ -24,15 +24,15 @@ _SHOWN_METRICS = ("exact_match", "rouge_l", "chrf", "perplexity")
 
 
 def format_summary(run: RunFolder, *, width: int | None = None) -> str:
-    """Return the scores, losses, a few answers before and after, and where the files are.
+    """Return the scores, the losses, a few answers before and after training, and the paths of the files.
 
     Args:
-        run: A run folder; it may lack any stage's files.
-        width: Longest line, in characters; paths may be longer. By default what the terminal has, 88 at most.
+        run: A run folder; the files of any stage may be missing.
+        width: Longest line, in characters; paths may be longer. By default the terminal's width, at most 88.
 
     Raises:
-        RunError: The folder holds no run.
-        DataError: A file of the run cannot be read as what it should be.
+        RunError: The folder does not contain a run.
+        DataError: A file of the run cannot be read or is invalid.
     """
     width = width or text_width(88)
     results = read_results(run)
@@ -56,20 +56,20 @@ def format_summary(run: RunFolder, *, width: int | None = None) -> str:
 
 
 def _list_numbers(results: RunResults, width: int) -> list[str]:
-    """Return a table of the numbers of the models, then the judge and the training time."""
-    # The start model stands beside the tuned one, also where it has no answers.
+    """Return a table of the models' numbers, then the judge and the training time."""
+    # The start model has a column next to the tuned one even if it has no answers.
     compared = results.others if results.start in results.others else [*results.others, results.start]
     sides = [results.sides[name] for name in (*compared, TUNED)]
     scores, others = [], []
     if results.scores:
         differences = [
-            f"{format_signed(found.mean)} ({format_interval(found.interval, signed=True)})"
-            if found and found.interval
+            f"{format_signed(difference.mean)} ({format_interval(difference.interval, signed=True)})"
+            if difference and difference.interval
             else ""
-            for found in map(results.differences.get, reversed(compared))
+            for difference in map(results.differences.get, reversed(compared))
         ]
         scores.append(["score of 100", *(format_mean(side.scores) for side in sides), *differences])
-    # A gain of DPO or GRPO is read beside the length.
+    # A gain by DPO or GRPO has to be read together with the length.
     shown = _SHOWN_METRICS if results.experiment.method == "SFT" else (*_SHOWN_METRICS, "length_ratio")
     metrics = [
         [
@@ -93,7 +93,8 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
     first = len(compared) + 2
     has_intervals = any("".join(row[first:]) for row in rows)
     heads = [
-        f"tuned - {results.label(name)}" + " (95 % interval)" * (name == results.start) for name in reversed(compared)
+        f"tuned - {results.label(name)}{' (95 % interval)' if name == results.start else ''}"
+        for name in reversed(compared)
     ]
     rows = [["", *map(results.label, compared), TUNED, *(heads if has_intervals else blank)], *rows]
     lines = align(
@@ -133,7 +134,7 @@ def _format_answers(results: RunResults, row: AnswerRow, title: str, width: int)
 
 
 def _label(label: str, text: str, width: int) -> list[str]:
-    """Return a text beside a label, cut after a few lines."""
+    """Return a text next to a label, truncated after a few lines."""
     lines = textwrap.wrap(
         _one_line(text), width - _LABEL_WIDTH, max_lines=_TEXT_LINES, placeholder=" ...", break_on_hyphens=False
     )
