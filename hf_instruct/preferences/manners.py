@@ -1,4 +1,4 @@
-"""The course's pairs: a model rewrites a reference politely or impolitely, and the more polite is preferred."""
+"""The course's pairs: a model rewrites a reference politely or impolitely, and the more polite answer is preferred."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from hf_instruct.servers import run_sync
 
 POLITE, IMPOLITE = "polite", "impolite"
 _KEY = "answer"
-# The course's request in our own words. The reply is an object, since models tend to announce what they write.
+# The course's request in our own words. The reply is an object, because models tend to announce what they write.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/04_preference-tuning-with-dpo/create-preference-data-ollama.ipynb
 _PROMPT = """\
 Rewrite the answer to the task below so that it becomes more {manner}. Keep what it says, and change as little as \
@@ -34,13 +34,13 @@ _SCHEMA = build_schema(**{_KEY: {"type": "string"}})
 
 
 def rewrite(examples: Sequence[Example], settings: JudgeSection, *, path: Path, options: JudgeOptions) -> list[Rewrite]:
-    """Return each example's output as rewritten by a model, in the order of the examples.
+    """Return each example's output rewritten by a model, in the order of the examples.
 
     Args:
-        examples: What to rewrite; about half of them politely, chosen by seed and id, the others impolitely.
-        settings: Which model, and how to ask it.
-        path: File of the rows; those that are there are not made again.
-        options: As for judging.
+        examples: The examples; about half of them, chosen by seed and id, are made polite, the others impolite.
+        settings: The model, and how to call it.
+        path: File of the rows; rows that it already contains are reused.
+        options: Options, as for judging.
 
     Raises:
         JudgeError: The model is the local judge, which cannot write text; or asking cannot continue.

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Row = TypeVar("Row", Example, PreferencePair)
 
 REFERENCES = "references"
-# What pairs are made of; the test split stays unseen.
+# The splits that pairs are made from; the test split stays unseen.
 SPLITS = ("train", "validation")
 _SIDES = ("chosen", "rejected")
 _MIN_GAP = 1e-9
@@ -36,9 +36,9 @@ def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, 
     Pairs of equal answers are left out, with a warning.
 
     Args:
-        source: What `load_examples` takes, with the columns `chosen` and `rejected`, text or messages, beside
-            `instruction` and `input`, or beside `prompt`; where both are whole conversations, nothing beside them.
-        limit: Use only the first so many rows.
+        source: Anything that `load_examples` accepts, with the columns `chosen` and `rejected`, text or messages, and
+            with `instruction` and `input`, or `prompt`; if both are whole conversations, no other column is needed.
+        limit: Use only the first `limit` rows.
 
     Raises:
         DataError: The source cannot be read, a side is empty, or the prompts of both differ.
@@ -47,15 +47,15 @@ def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, 
 
 
 def read_pairs(source: Any, *, limit: int | None = None) -> list[PreferencePair]:
-    """Return the pairs of a source, as `load_pairs`."""
+    """Return the pairs of a source as rows; see `load_pairs`."""
     source = source if isinstance(source, str | Path) or hasattr(source, "column_names") else list(source)
     chosen, rejected = (_load_side(source, side, limit) for side in _SIDES)
     if len(chosen) != len(rejected):
         raise DataError(f"`chosen` has {len(chosen)} rows and `rejected` {len(rejected)}; each pair needs both.")
-    pairs = [build_pair(one, other.output, origin="file") for one, other in zip(chosen, rejected, strict=True)]
-    asked = [(one.format_task(), one.input) for one in chosen], [(one.format_task(), one.input) for one in rejected]
-    if other := [str(number) for number, (one, two) in enumerate(zip(*asked, strict=True)) if one != two]:
-        raise DataError(f"`chosen` and `rejected` answer different prompts in rows {', '.join(list_first(other))}.")
+    pairs = [build_pair(better, worse.output, origin="file") for better, worse in zip(chosen, rejected, strict=True)]
+    prompts = [[(example.format_task(), example.input) for example in side] for side in (chosen, rejected)]
+    if different := [str(number) for number, (a, b) in enumerate(zip(*prompts, strict=True)) if a != b]:
+        raise DataError(f"`chosen` and `rejected` answer different prompts in rows {', '.join(list_first(different))}.")
     if equal := [str(number) for number, pair in enumerate(pairs) if pair.chosen == pair.rejected]:
         logger.warning(
             "%d of %d pairs are left out because `chosen` and `rejected` are equal: rows %s",
@@ -84,12 +84,12 @@ def build_pair(example: Example, rejected: str, *, origin: str) -> PreferencePai
 
 
 def leave_out_tested(run: RunFolder, rows: Sequence[Row], left_out: Counter[str]) -> list[Row]:
-    """Return the examples or pairs whose prompt is not in the test split, nor a near-duplicate of one there.
+    """Return the examples or pairs whose prompt is neither in the test split nor a near-duplicate of a test prompt.
 
     Args:
-        run: The run folder, whose data is prepared.
+        run: The run folder, with prepared data.
         rows: The examples or pairs.
-        left_out: Counts what is left out, by reason.
+        left_out: Counts of the rows that are left out, by reason; updated.
     """
     examples = [row if isinstance(row, Example) else Example.of(vars(row)) for row in rows]
     tested = set(map(key_prompt, run.read_split("test")))
@@ -101,7 +101,7 @@ def leave_out_tested(run: RunFolder, rows: Sequence[Row], left_out: Counter[str]
 
 
 def key_prompt(row: Example | PreferencePair) -> str:
-    """Return the prompt of a row as a conversation asks it, the same for all formats of the row."""
+    """Return the prompt of a row as a user message, which is the same for all formats of the row."""
     example = row if isinstance(row, Example) else Example.of(vars(row))
     return build_user_message(example.format_task(), example.input)["content"]
 
@@ -110,12 +110,12 @@ class Candidate(NamedTuple):
     """An answer that can be part of a pair."""
 
     text: str
-    score: float | None  # higher is better; None if there is none, as when judging failed
+    score: float | None  # higher is better; None if there is no score, for example because judging failed
     sample: int | None = None  # which of the sampled answers it is, from 1
 
 
 def reference_candidates(example: Example, response: str) -> list[Candidate]:
-    """Return an example's output and the model's own answer to it; the output is taken to be the better one."""
+    """Return an example's output and the model's own answer to it; the output is assumed to be better."""
     return [Candidate(example.output, 1.0), Candidate(response, 0.0)]
 
 
@@ -125,8 +125,8 @@ def choose_pair(
     """Return the best and the worst answer to a prompt, or None if their scores are too close.
 
     Args:
-        candidates: The answers; of duplicates the first is kept.
-        left_out: Counts what is left out, by reason.
+        candidates: The answers; only the first of equal ones is used.
+        left_out: Counts of what is left out, by reason; updated.
         min_gap: Smallest allowed difference of the two scores; ties never make a pair.
 
     >>> left_out = Counter()
@@ -148,7 +148,7 @@ def choose_pair(
         left_out["prompts with fewer than two different answers"] += 1
         return None
     best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
-    # Scores are fractions, and their differences not exact.
+    # Differences of scores have rounding errors.
     if scores[best] - scores[worst] < max(min_gap, _MIN_GAP) - _MIN_GAP / 2:
         left_out["prompts with too small a gap"] += 1
         return None
@@ -156,11 +156,11 @@ def choose_pair(
 
 
 def describe_pairs(answers: Sequence[tuple[str, str]], left_out: Mapping[str, int]) -> str:
-    """Return in what share of (chosen, rejected) answers the chosen one is longer, and what was left out."""
+    """Describe how often the chosen answer of (chosen, rejected) is the longer one, and what was left out."""
     longer = statistics.fmean(len(chosen) > len(rejected) for chosen, rejected in answers)
     return f"the chosen answer is the longer one in {100 * longer:.0f} %\n{list_counts(left_out)}"
 
 
 def list_counts(left_out: Mapping[str, int]) -> str:
-    """Return what was left out, by reason."""
+    """Describe what was left out, by reason."""
     return f"left out: {', '.join(f'{what} {count}' for what, count in left_out.items() if count) or 'nothing'}"

@@ -1,6 +1,6 @@
 """Pairs from a finished run: from its own answers to training prompts, references, rewritten references and votes.
 
-Each way gives the answers to a prompt with their scores; `choose_pair` takes the best and the worst.
+Each method returns the answers to a prompt with their scores; `choose_pair` chooses the best and the worst.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ _TEMPERATURE = 0.8
 _DECIMALS = 4
 
 Ranked = tuple[list[tuple[Example, list[Candidate]]], dict[str, Any]]
-"""Examples with their answers, and who scored these, as fields of `PairRow`."""
+"""Examples with their answers, and the fields of `PairRow` that say who scored the answers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,28 +88,28 @@ def build_preferences(
     options: JudgeOptions | None = None,
     out: str | Path | None = None,
 ) -> PairSet:
-    """Write pairs of a better and a worse answer to a run's training and validation prompts, and return them.
+    """Write and return pairs of a better and a worse answer to a run's training and validation prompts.
 
     Answers, judgments and rewritten references are saved in the run's `pairs/` as they arrive, and reused by later
-    calls. Prompts that are also in the test split, or near-duplicates of one there, are left out.
+    calls. Prompts that are in the test split, or near-duplicates of a test prompt, are left out.
 
     Args:
         run: A run with a tuned model.
         by: `references`: each reference against the model's own answer. `exact_match`, `token_f1`, `rouge_l`, `chrf` or
             `judge`: the best of several sampled answers against the worst. `manners`: each reference against a more or
-            less polite version that the judge model writes. Or a file of votes, or of a judge's pairwise preferences,
+            less polite version written by the judge model. Or a file of votes, or of a judge's pairwise preferences,
             on answers to prompts outside the test split.
         samples: Answers to sample for each prompt.
         min_gap: Smallest difference of the two scores; by default a tenth of the scale.
         generate: Fields of the `generate` section that replace the run's own; the strategy is `sample` at temperature
             0.8. With `limit`, only the first prompts of each split are used.
         judge: Fields of the `judge` section that replace the run's own.
-        options: How to judge.
-        out: File to write; by default `pairs/<by>.jsonl` in the run, of votes `pairs/from-<name of their file>.jsonl`.
+        options: Options of judging.
+        out: File to write; by default `pairs/<by>.jsonl` in the run, for votes `pairs/from-<name of their file>.jsonl`.
 
     Raises:
         ConfigError: A setting is wrong.
-        DataError: No pair is left, or the answers were generated again after the vote.
+        DataError: No pair is left, or answers were generated again after the vote.
         RunError: The run has no tuned model, or another process is working on it.
         JudgeError: Judging cannot continue, or the judge failed its check and `options.refuse_failed` is set.
     """
@@ -128,8 +128,8 @@ def build_preferences(
     with run.locked():
         prompts = {split: run.read_split(split) for split in SPLITS}
         if by in _WAYS:
-            asked = [example for listed in prompts.values() for example in listed[: experiment.generate.limit]]
-            untested = leave_out_tested(run, asked, left_out)
+            first = [example for listed in prompts.values() for example in listed[: experiment.generate.limit]]
+            untested = leave_out_tested(run, first, left_out)
             how = by, samples, options or JudgeOptions()
             ranked, who = _rank(run, experiment, untested, *how) if untested else ([], {})
         else:
@@ -165,16 +165,16 @@ def _check_arguments(by: str, samples: int, min_gap: float | None) -> None:
 
 
 def _resolve_generation(stored: GenerateSection, by: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `generate` section for the answers: the run's own, except for how tokens are chosen."""
-    own = {name: value for name, value in stored.model_dump().items() if name not in STRATEGY_FIELDS}
+    """Return the `generate` section for the answers: the run's own, except for the decoding strategy."""
+    kept = {name: value for name, value in stored.model_dump().items() if name not in STRATEGY_FIELDS}
     strategy, more = ("greedy", {}) if by == REFERENCES else ("sample", {"temperature": _TEMPERATURE})
-    return {**own, "limit": None, **build_generation_settings(strategy, **{**more, **given})}
+    return {**kept, "limit": None, **build_generation_settings(strategy, **{**more, **given})}
 
 
 def _rank(
     run: RunFolder, experiment: Experiment, examples: list[Example], by: str, samples: int, options: JudgeOptions
 ) -> Ranked:
-    """Return the answers to examples with their scores; for references, 1 for the better of two answers and 0."""
+    """Return the answers to examples with their scores; for references and manners, 1 for the better one and 0."""
     if by == MANNERS:
         rewrites = rewrite(examples, experiment.judge, path=run.pairs / "rewrites.jsonl", options=options)
         ranked = []
@@ -192,7 +192,7 @@ def _rank(
     if by == JUDGE:
         named = {name: [row.model_copy(update={"model": name}) for row in rows] for name, rows in sets.items()}
         judged = judge_sets(named, RunFolder(folder), experiment.judge, options=options)
-        scores = [[row.score for row in found.judgments] for found in judged.values()]
+        scores = [[row.score for row in result.judgments] for result in judged.values()]
         who = {**_describe_judge(judged[names[0]].scores.judge), "rubric": experiment.judge.rubric}
     else:
         measure: Any = METRICS[by].function
@@ -234,7 +234,7 @@ def _answer(
 
 
 def _name_settings(section: GenerateSection) -> str:
-    """Return a folder name for the settings of answers, so that answers with other settings are kept apart."""
+    """Return a folder name for the settings of answers, so that answers with different settings are kept apart."""
     usual = {**find_strategy("sample" if section.do_sample else "greedy").settings, "temperature": None}
     usual["dtype"] = GenerateSection.model_fields["dtype"].default
     values = {**generation_fields(section), **section.model_dump(include={"max_new_tokens", "dtype"})}
@@ -248,7 +248,7 @@ def _read_votes(file: Path, known: Sequence[Example]) -> Ranked:
 
     Args:
         file: `Preference` rows.
-        known: The run's examples; an example that is not among them is built from the answer's own row.
+        known: The run's examples; an example that is not among them is built from the row of its answer.
 
     Raises:
         DataError: The file contains something else, or an answer is no longer the one that was shown.
@@ -265,23 +265,25 @@ def _read_votes(file: Path, known: Sequence[Example]) -> Ranked:
         for text, score in ((pair.first, row.score), (pair.second, 1 - row.score)):
             shares[key][text].append(score)
         fields = pair.example.model_dump(include={"id", "instruction", "input", "output", "category"})
-        own = by_id.get(row.id)
-        is_own = own and (own.format_task(), own.input) == (fields["instruction"], fields["input"])
-        examples[key] = own if own and is_own else Example(**fields)
+        example = by_id.get(row.id)
+        is_same = example and (example.format_task(), example.input) == (fields["instruction"], fields["input"])
+        examples[key] = example if example and is_same else Example(**fields)
         judges[row.judge.model] = row
     if not shares:
         raise DataError(f"`{file}` has no preference between two different answers.")
-    ranked = [[Candidate(text, statistics.fmean(given)) for text, given in found.items()] for found in shares.values()]
+    ranked = [
+        [Candidate(text, statistics.fmean(scores)) for text, scores in by_text.items()] for by_text in shares.values()
+    ]
     last = next(reversed(judges.values()))
     who = _describe_judge(last.judge) if len(judges) == 1 else {"judge": pluralize(len(judges), "judge")}
     if last.judge.backend == PERSON:
-        # People's names stay out of a file that may be published.
-        who = {"judge": f"{len(judges)} voter" + "s" * (len(judges) > 1)}
+        # No names of people in a file that may be published.
+        who = {"judge": pluralize(len(judges), "voter")}
     return list(zip(examples.values(), ranked, strict=True)), {**who, "origin": last.rubric}
 
 
 def _find_pair(file: Path, row: Preference, joined: dict[tuple[str, str], dict[str, Pair]]) -> Pair:
-    """Return the two answers that a preference is about; `joined` keeps what was read, by the names of the sets."""
+    """Return the two answers that a preference is about; `joined` caches the pairs by the names of the sets."""
     names = normpath(row.first), normpath(row.second)
     if names not in joined:
         if absent := [name for name in names if not split_model(Path(name))[0].exists()]:
@@ -305,7 +307,7 @@ def _describe_judge(judge: JudgeIdentity) -> dict[str, Any]:
 
 
 def _build_row(example: Example, best: Candidate, worst: Candidate, prompt_format: PromptFormat) -> PairRow:
-    """Return a pair in TRL's format: conversational where the run's prompts are, else text in the run's format."""
+    """Return a pair in TRL's format: conversational if the run's prompts are, otherwise text in the run's format."""
     values: dict[str, Any] = {
         "id": example.id,
         "category": example.category,

@@ -21,12 +21,12 @@ from hf_instruct.servers import run_sync
 
 
 def _length(response: str, reference: str) -> float:
-    """Return the ratio of the shorter to the longer length, in characters: 1 if they are equal."""
+    """Return the ratio of the shorter to the longer length in characters, which is 1 if they are equal."""
     lengths = sorted((len(response), len(reference)))
     return lengths[0] / max(lengths[1], 1)
 
 
-# Each compares an answer with the reference. A new one also needs its weight, a field of `config.RewardsSection`.
+# Each compares an answer with the reference. A new one also needs a weight, a field of `config.RewardsSection`.
 _MEASURES: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "token_f1": token_f1,
@@ -41,17 +41,18 @@ _NAMES = (*_MEASURES, _STOPPED, _JUDGE)
 def build_rewards(
     names: Iterable[str], *, ends: Collection[int] = (), judge: "JudgeSection | Mapping[str, Any] | None" = None
 ) -> list[Callable[..., Any]]:
-    """Return reward functions by name, for `train_grpo` or a `GRPOTrainer` of your own.
+    """Return reward functions by name, for `train_grpo` or your own `GRPOTrainer`.
 
     Args:
         names: `exact_match`, `token_f1`, `rouge_l` and `length` compare the answer with the column `output`, the
-            reference, and are from 0 to 1; `stopped` is 1 where the last token is one of `ends`.
-        ends: Token ids that end an answer.
-        judge: For `judge`, the score from 0 to 1 by the judge of these settings, those of an experiment's `judge`
-            section; None for an answer without a verdict. The function is asynchronous, which TRL's trainers take.
+            reference, and return 0 to 1; `stopped` returns 1 if the last token is one of `ends`, else 0; `judge`
+            returns a judge's score from 0 to 1, or None for an answer without a verdict. `judge` is asynchronous,
+            which TRL's trainers support.
+        ends: Token ids that end an answer, for `stopped`.
+        judge: Settings of the judge, as in an experiment's `judge` section.
 
     Raises:
-        ConfigError: There is no reward of a name, `stopped` lacks its `ends`, or a setting of the judge is wrong.
+        ConfigError: A name is unknown, `ends` is missing for `stopped`, or a setting of the judge is wrong.
 
     >>> (reward,) = build_rewards(["exact_match"])
     >>> reward(completions=["Jane Austen", "Emma"], output=["Jane Austen.", "Jane Austen."])
@@ -78,7 +79,7 @@ def _build_reward(name: str, ends: frozenset[int]) -> Callable[..., list[float]]
         return [_MEASURES[name](text.strip(), reference) for text, reference in zip(completions, output, strict=True)]
 
     function = stopped if name == _STOPPED else compared
-    # By which trainers log its mean.
+    # Trainers log its mean under this name.
     function.__name__ = name
     return function
 
@@ -97,10 +98,10 @@ def _build_judge_reward(settings: JudgeSection) -> Callable[..., Any]:
             opened.append(chosen)
         keys = list(zip(id, completions, strict=True))
         columns = zip(keys, instruction, input, output, strict=True)
-        # An answer that was drawn several times is judged once.
+        # An answer that was sampled several times is judged once.
         rows = {
-            key: Response(id=f"{key[0]}/{n}", instruction=asked, input=text, output=reference, response=key[1])
-            for n, (key, asked, text, reference) in enumerate(columns)
+            key: Response(id=f"{key[0]}/{n}", instruction=task, input=text, output=reference, response=key[1])
+            for n, (key, task, text, reference) in enumerate(columns)
         }
         judgments = await judge_alone(opened[0], list(rows.values()), settings)
         scores = {key: judgment.score for key, judgment in zip(rows, judgments, strict=True)}
@@ -115,10 +116,10 @@ def _build_judge_reward(settings: JudgeSection) -> Callable[..., Any]:
 
 
 def check_rewarding_judge(settings: JudgeSection, examples: Sequence[Example], run: RunFolder) -> None:
-    """Refuse a judge that fails its own check, which is done here unless it was done before or `judge.check` is off.
+    """Check a judge, unless it was checked before or `judge.check` is off, and refuse one that fails.
 
     Raises:
-        JudgeError: It fails, or does not answer.
+        JudgeError: The judge fails its check, or does not answer.
     """
 
     async def work() -> None:
@@ -137,7 +138,7 @@ def check_rewarding_judge(settings: JudgeSection, examples: Sequence[Example], r
 
 
 def load_reward(place: str) -> Callable[..., Any]:
-    """Return a reward function of the user's, and run the file that it is in; its `origin` names both, with a hash.
+    """Run a user's file and return the reward function in it; its `origin` names both, with a hash of the file.
 
     Args:
         place: `FILE.py:NAME`.
@@ -149,10 +150,10 @@ def load_reward(place: str) -> Callable[..., Any]:
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(f"`--reward` is `{place}`; it must be FILE.py:NAME, and there is no file `{file}`.")
-    # As for a script, modules beside it can be imported.
+    # As for a script, modules next to the file can be imported.
     sys.path.insert(0, str(path.parent.resolve()))
     spec: Any = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
-    # Registered, as dataclasses and pickle expect of the module of a class.
+    # Registered, because dataclasses and pickle look up the module of a class.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The training stage of an experiment with a `dpo` section, by way of `preferences.jsonl`, or a `grpo` section."""
+"""The training stage of an experiment with a `dpo` section, which uses `preferences.jsonl`, or a `grpo` section."""
 
 import logging
 from collections import Counter
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def run_dpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
-    """Make the pairs unless they are there, train on them, and return what it took.
+    """Create the pairs if there are none, train on them, and return the summary of the training.
 
     Raises:
-        InstructError: The model cannot be loaded, the pairs cannot be made, or `train_dpo` raised.
+        InstructError: The model cannot be loaded, the pairs cannot be created, or `train_dpo` raised.
     """
     from hf_instruct.training.dpo import train_dpo
     from hf_instruct.training.stage import build_options, load_base, log_summary
@@ -48,7 +48,7 @@ def run_dpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> 
     rows = read_rows(run.preferences, PreferencePair)
     pairs = {name: build_dataset([row for row in rows if row.split == name], PreferencePair) for name in SPLITS}
     logger.info("Training %s by DPO on %s", experiment.model.name, pluralize(len(pairs["train"]), "pair"))
-    # After the pairs: answers are those of the whole weights.
+    # After the pairs: this may halve the weights, and the answers need full precision.
     options = build_options(run, experiment, model)
     summary = train_dpo(model, tokenizer, pairs, resume=resume, **options)
     log_summary(run, summary)
@@ -56,10 +56,11 @@ def run_dpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> 
 
 
 def run_grpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
-    """Train on rewards for the model's own answers to the training prompts, and return what it took.
+    """Train on rewards for the model's own answers to the training prompts, and return the summary of the training.
 
     Raises:
-        ConfigError: No reward is named, or no training prompt has one of the categories.
+        ConfigError: No reward is set, or a split has no prompt in the categories.
+        RunError: The run has checkpoints that were trained with another reward.
         InstructError: The model cannot be loaded, or `train_grpo` raised.
     """
     from trl.trainer.utils import get_callable_name
@@ -107,13 +108,13 @@ def _choose_categories(splits: "Mapping[str, Dataset]", categories: Sequence[str
     """Return the examples of some categories.
 
     Raises:
-        ConfigError: No example has one of them, or a split is left without any.
+        ConfigError: A category does not exist, or a split has no example left.
     """
-    known = {category for rows in splits.values() for category in rows["category"]}
-    if unknown := sorted(set(categories) - known):
+    existing = {category for rows in splits.values() for category in rows["category"]}
+    if unknown := sorted(set(categories) - existing):
         raise ConfigError(
             f"`rewards.categories` names {quote_names(unknown)}; the examples have "
-            f"{quote_names(sorted(filter(None, known))) or 'none'}."
+            f"{quote_names(sorted(filter(None, existing))) or 'none'}."
         )
     chosen = {}
     for name, rows in splits.items():
@@ -129,10 +130,10 @@ def _choose_categories(splits: "Mapping[str, Dataset]", categories: Sequence[str
 def make_pairs(
     run: RunFolder, experiment: Experiment, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
-    """Write `preferences.jsonl`, unless it is there: pairs for training and held-out ones, none from the test split.
+    """Write `preferences.jsonl`, unless it exists: pairs for training and validation, without test prompts.
 
     Raises:
-        DataError: The source has problems, or too few pairs are left.
+        DataError: The source has problems, or a split has no pair.
     """
     if run.preferences.exists():
         return
@@ -160,14 +161,14 @@ def _answer_training_prompts(
     tokenizer: "PreTrainedTokenizerBase",
     left_out: Counter[str],
 ) -> list[PreferencePair]:
-    """Return pairs of a reference and the model's own answer; answers are saved as they come."""
+    """Return pairs of a reference and the model's own answer; answers are saved as they are generated."""
     from hf_instruct.generation.answers import answer_examples, answer_to_file
     from hf_instruct.models import move_to_best_device
 
     section = experiment.preferences
     splits = {split: run.read_split(split) for split in SPLITS}
-    asked = [example for split in SPLITS for example in splits[split][: section.limit]]
-    examples = leave_out_tested(run, asked, left_out)
+    first = [example for split in SPLITS for example in splits[split][: section.limit]]
+    examples = leave_out_tested(run, first, left_out)
 
     def answer(waiting: list[Example], keep: Callable[[list[Response]], None]) -> None:
         move_to_best_device(model)
@@ -186,8 +187,8 @@ def _answer_training_prompts(
     pairs = []
     for example, row in zip(examples, rows, strict=True):
         if pair := choose_pair(reference_candidates(example, row.response), left_out):
-            made = build_pair(example, pair[1].text, origin=REFERENCES)
-            pairs.append(made.model_copy(update={"split": split_of[example.id]}))
+            preference = build_pair(example, pair[1].text, origin=REFERENCES)
+            pairs.append(preference.model_copy(update={"split": split_of[example.id]}))
     run.preferences_part.unlink()
     return pairs
 
@@ -195,7 +196,7 @@ def _answer_training_prompts(
 def _split_pairs(run: RunFolder, source: str, limit: int | None, left_out: Counter[str]) -> list[PreferencePair]:
     """Return a file's pairs, each in the split of its prompt, without prompts of the test split.
 
-    Of prompts that are in no split, one in twenty is held out.
+    One in twenty pairs whose prompt is in no split goes to the validation split.
     """
     split_of = {key_prompt(example): split for split in SPLITS for example in run.read_split(split)}
     pairs, num_new = [], 0
@@ -209,7 +210,7 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None, left_out: Count
 
 
 def _check_format(model: Path, run: RunFolder, experiment: Experiment) -> None:
-    """Refuse another prompt format than the one that the model was fine-tuned on, where its run tells."""
+    """Refuse a prompt format that differs from that of the model's own run, if the model has one."""
     before = RunFolder(model.parent).prompt
     ours = run.load_prompt_format(experiment.data.prompt_format)
     if model.is_dir() and before.is_file() and ours.template and before.read_text(encoding="utf-8") != ours.template:
