@@ -31,7 +31,7 @@ def serve_ui(
         trust_remote_code: Run code that comes with the models.
 
     Raises:
-        KeyboardInterrupt: Somebody ended it.
+        KeyboardInterrupt: The server was interrupted.
     """
     runs = [source for source in sources if source.run]
     with contextlib.ExitStack() as stack:
@@ -59,12 +59,12 @@ def serve_ui(
 
 
 def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
-    """Add the table of `hf-instruct compare` and a run's report in a frame; both are read again when it is opened.
+    """Add the table of `hf-instruct compare` and a run's report in a frame; both are read again when the tab is opened.
 
     Args:
         gradio: The module.
-        sources: Those that are runs; the report of each is at `/report/0` and so on, in this order.
-        tab: The `gradio.Tab` that holds them.
+        sources: The runs; their reports are at `/report/0` and so on, in this order.
+        tab: The `gradio.Tab` that contains the components.
     """
     labels = [source.label for source in sources]
     notice = gradio.HTML(format_notice(""), elem_id="hi-runs-notice")
@@ -76,53 +76,54 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
     frame = gradio.HTML(elem_id="hi-report-frame")
 
     def show_report(label: str) -> str:
-        # Without an origin of its own, the report's script reaches nothing of this page.
+        # In a sandbox without an origin, the report's script cannot access this page.
         source = f"/report/{labels.index(label)}"
         return f'<iframe class="report" title="report" sandbox="allow-scripts" src="{source}"></iframe>'
 
     def show(label: str) -> list[Any]:
         try:
-            found = _compare(sources)
+            comparison = _compare(sources)
         except InstructError as error:
             return [format_notice(str(error)), *[gradio.update(visible=False)] * 3, show_report(label)]
-        leading = found.leading
+        leading = comparison.leading
         weak = [f"The scores say little, because {leading.reason}."] if leading.reason else []
-        judge = f"{found.judge[0].upper()}{found.judge[1:]}."
-        said = format_notice("\n".join([judge, *weak, *found.judging_differences, *found.notes]).replace("`", ""))
-        shown: list[Any] = []
-        for measure in (leading.name if leading.is_metric else None, SCORE if found.is_scored else None):
+        judge = f"{comparison.judge[0].upper()}{comparison.judge[1:]}."
+        lines = [judge, *weak, *comparison.judging_differences, *comparison.notes]
+        tables: list[Any] = []
+        for measure in (leading.name if leading.is_metric else None, SCORE if comparison.is_scored else None):
             if measure is None:
-                shown.append(gradio.update(visible=False))
+                tables.append(gradio.update(visible=False))
                 continue
-            heads, *rows = [cells for _, *cells in list_rows(found, measure)]
-            shown.append(gradio.update(value={"headers": heads, "data": rows}, visible=True))
-        plot = format_plot(draw_comparison_plot(found), "runs")
-        return [said, *shown, gradio.update(value=plot, visible=True), show_report(label)]
+            heads, *rows = [cells for _, *cells in list_rows(comparison, measure)]
+            tables.append(gradio.update(value={"headers": heads, "data": rows}, visible=True))
+        plot = gradio.update(value=format_plot(draw_comparison_plot(comparison), "runs"), visible=True)
+        return [format_notice("\n".join(lines).replace("`", "")), *tables, plot, show_report(label)]
 
     tab.select(show, [run], [notice, metric, table, plot, frame], **QUICK)
     run.input(show_report, [run], [frame], **QUICK)
 
 
 def _compare(sources: Sequence[Source]) -> "Comparison":
-    """Return how answers compare, the untuned model's of each run and the tuned one's, by their labels.
+    """Return the comparison of all models of the runs, under their labels.
 
-    Those that were judged, or, if there are none, those that were measured.
+    It includes the models whose answers were judged or, if there are none, those whose answers were measured.
     """
     from hf_instruct.evaluation.comparison import compare_runs
 
-    every = [(source, source.run, model) for source in sources if source.run for model in MODELS]
-    judged = [one for one in every if one[1].read_judgments(one[2])]
+    models = [(source, source.run, model) for source in sources if source.run for model in MODELS]
+    judged = [entry for entry in models if entry[1].read_judgments(entry[2])]
     names = {}
-    for source, run, model in judged or [one for one in every if one[1].read_metrics(one[2]).examples]:
+    for source, run, model in judged or [entry for entry in models if entry[1].read_metrics(entry[2]).examples]:
         is_tuned = model == TUNED
         path = run.path if is_tuned else run.path / model
         names[str(path)] = source.label if is_tuned else f"{source.label}, {run.read_provenance().label(model)}"
-    found = compare_runs(list(names), baseline=next(iter(names), None), force=True)
-    return dataclasses.replace(found, rows=[dataclasses.replace(row, name=names[row.name]) for row in found.rows])
+    comparison = compare_runs(list(names), baseline=next(iter(names), None), force=True)
+    rows = [dataclasses.replace(row, name=names[row.name]) for row in comparison.rows]
+    return dataclasses.replace(comparison, rows=rows)
 
 
 def render_report(source: Source) -> str:
-    """Return a run's report as its folder is now."""
+    """Return a run's report from the current files of its folder."""
     from hf_instruct.reporting.page import render_page
     from hf_instruct.reporting.results import read_results
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 # A fast model writes more often than a browser needs to draw.
 _SECONDS_BETWEEN_UPDATES = 0.05
-# A large model on a slow machine may read its prompt for so long before it can stop.
+# A large model on a slow machine may process its prompt for this long before it can stop.
 _SECONDS_TO_STOP = 60.0
 _NOBODY = "no other model"
 _ENDINGS = {"length": "The answer was cut off at the maximum length.", "user": "Stopped."}
-# The browser makes the files: the server writes none.
+# The browser creates the files; the server writes none.
 _DOWNLOAD = """
 (files) => {
   for (const [name, text] of JSON.parse(files)) {
@@ -38,25 +38,25 @@ _DOWNLOAD = """
 
 
 class ChatSession:
-    """One browser tab: nothing in it is shared with another but the models.
+    """The state of one browser tab; different tabs only share the models.
 
     Attributes:
-        talks: The conversation with each model that it talks to, by label; None until the model is loaded.
-        stop: Set to end what is being written; what there is of it stays.
+        talks: The conversation with each chosen model, by label; None until the model is loaded.
+        stop: Set to stop the current answer; the text so far is kept.
     """
 
     def __init__(self) -> None:
         self.talks: dict[str, Conversation | None] = {}
         self.stop = threading.Event()
-        # Held while a question is answered, by whichever thread does so at the time.
+        # Held by a thread while it answers a question.
         self._answering = threading.Lock()
 
     @contextlib.contextmanager
     def alone(self, *, stop_first: bool = True) -> Iterator[bool]:
-        """Keep others from asking in the block; gives whether that was possible.
+        """Keep other threads from answering during the block; yields whether that was possible.
 
         Args:
-            stop_first: Whether to stop what is being written; otherwise that is in the way, unless it is stopped.
+            stop_first: Whether to stop the current answer; otherwise it is only waited for if it is being stopped.
         """
         if stop_first:
             self.stop.set()
@@ -71,31 +71,31 @@ class ChatSession:
                 self._answering.release()
 
     def clear(self, labels: list[str]) -> None:
-        """Forget what was said, and talk to these models."""
+        """Discard the conversations, and start new ones with these models."""
         with self.alone():
             self.talks = dict.fromkeys(labels)
 
     def latest_question(self) -> str:
-        """Return what was asked last; empty if nothing was."""
+        """Return the latest question; empty if there is none."""
         return next((talk.turns[-1].user for talk in self.talks.values() if talk and talk.turns), "")
 
     def undo(self) -> str:
-        """Take back the latest question and return it; empty if there is none."""
+        """Remove the latest question and return it; empty if there is none."""
         with self.alone():
             question = self.latest_question()
             for talk in filter(None, self.talks.values()):
-                # One that was stopped before its turn came was not asked.
+                # A model that was stopped before its turn was not asked.
                 if talk.turns and talk.turns[-1].user == question:
                     talk.undo()
             return question
 
     def answer(self, label: str, question: str, *, again: bool = False) -> Iterator[None]:
-        """Have a model answer, and yield when there is something new to show.
+        """Generate a model's answer, and yield whenever there is something new to show.
 
         Args:
-            label: The model, one with a conversation.
-            question: What is asked.
-            again: Whether it is the latest question once more, for an answer that replaces the latest.
+            label: Label of a model with a conversation.
+            question: The question.
+            again: Whether to replace the latest answer with a new one to the same question.
 
         Raises:
             InstructError: The question cannot be asked, or generation failed.
@@ -103,10 +103,10 @@ class ChatSession:
         talk = self.talks[label]
         if talk is None or self.stop.is_set():
             return
-        # A model that was stopped before its turn came is asked now.
+        # A model that was stopped before its turn is asked now.
         again = again and (not question or bool(talk.turns and talk.turns[-1].user == question))
         pieces = talk.retry(stop=self.stop) if again else talk.stream(question, stop=self.stop)
-        # Another conversation may have the model: the question is there while it waits.
+        # Another conversation may be using the model; the question is shown while this one waits.
         yield
         shown_at = 0.0
         for _ in pieces:
@@ -116,7 +116,7 @@ class ChatSession:
 
 
 class ChatTab:
-    """The parts of the tab, and what its buttons do.
+    """The components of the tab and their event handlers.
 
     Args:
         gradio: The module.
@@ -125,7 +125,7 @@ class ChatTab:
 
     def __init__(self, gradio: Any, pool: ModelPool) -> None:
         self._update, self._pool = gradio.update, pool
-        # Stays on the server, one for each tab of each browser.
+        # Stored on the server, one for each tab of each browser.
         self._session = gradio.State(None)
         labels = pool.labels
         wide = {"min_width": 240}
@@ -134,7 +134,7 @@ class ChatTab:
             beside = {"value": pool.beside or _NOBODY, "label": "Beside it", "elem_id": "hi-other-model"}
             other = gradio.Dropdown([_NOBODY, *labels], **beside, **wide)
         with gradio.Row():
-            # Each in a column of its own: beside one another on a wide screen, below on a narrow one.
+            # One column each: next to each other on a wide screen, stacked on a narrow one.
             with gradio.Column(min_width=320):
                 first = _build_chat(gradio, labels[0], "hi-chat")
             with gradio.Column(min_width=320, visible=bool(pool.beside)) as self._second:
@@ -155,15 +155,15 @@ class ChatTab:
         gradio.Examples(
             [[text] for text in pool.list_questions()], [self._box], label="Examples", elem_id="hi-examples"
         )
-        # Name and text of each file that the browser is to keep, as JSON.
+        # Name and text of each file for the browser to save, as JSON.
         files = gradio.Textbox(visible="hidden")
         with gradio.Accordion("Generation settings", open=False, elem_id="hi-settings"):
             self._settings = _build_settings(gradio)
 
         choice, settings = [self._session, model, other], list(self._settings.values())
         outputs = [self._session, *self._chats, self._second, self._box, self._notice, self._send, self._stop]
-        # Many may wait together: each model answers one question at a time anyway. By itself Gradio would drop a click
-        # that comes between the end of an answer and its own taking note of it; the session sees to what is too much.
+        # Any number of events may wait, because each model answers one question at a time anyway. By default Gradio
+        # drops a click between the end of an answer and its own record of that; the session ignores surplus clicks.
         slow: dict[str, Any] = {**QUICK, "queue": True, "concurrency_limit": None, "trigger_mode": "multiple"}
         for event in (self._send.click, self._box.submit):
             event(self._ask, [*choice, self._box, *settings], outputs, **slow)
@@ -179,7 +179,7 @@ class ChatTab:
     def _ask(
         self, session: ChatSession | None, model: str, other: str, text: str, *values: Any, again: bool = False
     ) -> Iterator[dict[Any, Any]]:
-        """Yield what to show while the models answer a question, or the latest again."""
+        """Yield updates of the page while the models answer a question, or the latest one again."""
         session = _open(session, model, other)
         with session.alone(stop_first=again) as is_free:
             if not is_free:
@@ -190,20 +190,20 @@ class ChatTab:
                 notice = _describe_end(session)
             except InstructError as error:
                 notice = str(error)
-            # Who asks once the page shows the end waits for it here, rather than being turned away.
+            # A question that is sent when the page shows the end then waits for this one, instead of being ignored.
             session.stop.set()
             yield self._show(session, notice)
 
     def _answer(
         self, session: ChatSession, question: str, values: dict[str, Any], *, again: bool
     ) -> Iterator[dict[Any, Any]]:
-        """Have the models answer one after the other: together each would take more than twice as long on a CPU."""
+        """Let the models answer one after the other; in parallel each would take more than twice as long on a CPU."""
         from hf_instruct.generation.chat_model import ChatSettings
         from hf_instruct.generation.conversation import Conversation
 
         system = values.pop("system") or ""
         settings = ChatSettings().change(**values)
-        # Cleared once: what is typed meanwhile stays.
+        # Cleared only once, so that text typed in the meantime stays.
         box: dict[Any, Any] = {} if again else {self._box: ""}
         for prepare in (True, False):
             for label in session.talks:
@@ -260,29 +260,30 @@ def _build_chat(gradio: Any, label: str, name: str) -> Any:
 
 
 def _build_settings(gradio: Any) -> dict[str, Any]:
-    """Add the settings, with those of `ChatSettings` under their own names."""
+    """Add the settings, and return their components by name; those of `ChatSettings` have its field names."""
     wide, narrow = {"step": 0.05, "min_width": 220}, {"min_width": 110}
     with gradio.Row():
         info = "0: always the most likely token"
-        found = {
+        components = {
             "temperature": gradio.Slider(0, 2, 0, label="temperature", info=info, elem_id="hi-temperature", **wide),
             "top_p": gradio.Slider(0.05, 1, 1, label="top-p", info="1: all tokens", **wide),
             "top_k": gradio.Number(0, precision=0, label="top-k", info="0: all tokens", **narrow),
         }
     with gradio.Row():
-        found["max_new_tokens"] = gradio.Number(
+        components["max_new_tokens"] = gradio.Number(
             256, precision=0, label="maximum length", info="new tokens", elem_id="hi-longest", **narrow
         )
-        found["repetition_penalty"] = gradio.Number(1.0, label="repetition penalty", info="1: none", **narrow)
+        components["repetition_penalty"] = gradio.Number(1.0, label="repetition penalty", info="1: none", **narrow)
         # Not a number field: Gradio turns an empty one into 0, which is a seed like any other.
-        found["seed"] = gradio.Textbox(label="seed", info="same seed, same answer", max_lines=1, **narrow)
-    found["system"] = gradio.Textbox(label="System message", info="Only for models with a chat template.", max_lines=6)
-    return found
+        components["seed"] = gradio.Textbox(label="seed", info="same seed, same answer", max_lines=1, **narrow)
+    info = "Only for models with a chat template."
+    components["system"] = gradio.Textbox(label="System message", info=info, max_lines=6)
+    return components
 
 
 def _list_messages(talk: "Conversation | None") -> list[dict[str, str]]:
-    """Return what `gradio.Chatbot` shows of a conversation."""
-    # Gradio reads HTML in messages, with Markdown turned off too.
+    """Return a conversation as messages of `gradio.Chatbot`."""
+    # Gradio renders HTML in messages even if Markdown is turned off.
     return [
         {"role": role, "content": html.escape(text, quote=False)}
         for turn in (talk.turns if talk else [])
@@ -291,23 +292,24 @@ def _list_messages(talk: "Conversation | None") -> list[dict[str, str]]:
 
 
 def _open(session: ChatSession | None, model: str, other: str) -> ChatSession:
-    """Return the browser tab's session, with the models chosen."""
+    """Return the browser tab's session, with the chosen models."""
     session = session or ChatSession()
     labels = [model] if other in (_NOBODY, model) else [model, other]
     if list(session.talks) != labels:
-        # Answers belong to what was said before, so a conversation with other models begins again.
+        # Answers depend on the earlier turns, so a conversation with other models starts over.
         session.clear(labels)
     return session
 
 
 def _describe_end(session: ChatSession) -> str:
-    """Return what a reader should know of the latest answers."""
-    said = []
+    """Return notices about the latest answers."""
+    notices = []
     for label, talk in session.talks.items():
         if talk and talk.turns:
             text = " ".join(filter(None, (talk.notice, _ENDINGS.get(talk.turns[-1].ended_by))))
-            said += [f"{label}: {text}" if len(session.talks) > 1 else text] if text else []
-    return "\n".join(said)
+            if text:
+                notices.append(f"{label}: {text}" if len(session.talks) > 1 else text)
+    return "\n".join(notices)
 
 
 def _save(session: ChatSession | None) -> tuple[str, str]:
@@ -318,9 +320,9 @@ def _save(session: ChatSession | None) -> tuple[str, str]:
     for label, talk in (session.talks if session else {"": None}).items():
         name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label).strip('-.') or 'chat'}.jsonl"
         try:
-            text, said = format_examples(talk.turns if talk else [])
+            text, summary = format_examples(talk.turns if talk else [])
             files.append((name, text))
-            notices.append(f"{said} into {name}. The examples do not contain earlier turns.")
+            notices.append(f"{summary} into {name}. The examples do not contain earlier turns.")
         except InstructError as error:
             notices.append(str(error))
     return json.dumps(files), format_notice("\n".join(dict.fromkeys(notices)))

@@ -15,17 +15,17 @@ _AS_IT_IS = "continue it"
 _AS_QUESTION = "treat it as an instruction"
 # In pixels: a narrow screen scrolls to the numbers instead of breaking their words.
 _TEXT_WIDTHS = ["90px", "540px", "80px", "90px", "115px", "120px"]
-# More would keep others waiting for minutes, and nobody reads them.
+# More would keep other users waiting for minutes, and nobody reads that much.
 _MAX_BEAMS, _MAX_STEPS, _MAX_TOKENS = 10, 30, 200
 
 
 def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
-    """Add the parts of the tab; the next token is shown when it is opened.
+    """Add the components of the tab; it shows the next token when it is opened.
 
     Args:
         gradio: The module.
         pool: The models.
-        tab: The `gradio.Tab` that holds them.
+        tab: The `gradio.Tab` that contains the components.
     """
     from hf_instruct.generation.strategies import (
         EXPLORED_STRATEGIES,
@@ -53,7 +53,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
     def connect(
         button: Any, notice: Any, settings: list[Any], outputs: list[Any], show: Callable[..., Any], *others: Any
     ) -> None:
-        """Fill the outputs at a click, or at one of the other events, with what `show` returns after a line of text."""
+        """On a click or another event, fill the notice and the outputs with the values that `show` returns."""
 
         def run(label: str, way: str, text: str, *values: Any) -> Iterator[dict[Any, Any]]:
             from hf_instruct.generation.token_text import check_text, encode_raw_prompt
@@ -70,7 +70,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
             except InstructError as error:
                 yield {notice: format_notice(str(error))}
 
-        # One at a time, for they take all cores.
+        # One at a time, because each uses all cores.
         limits = {"concurrency_id": "explore", "concurrency_limit": 1, "show_progress": "hidden"}
         for event in (button.click, *others):
             event(run, [model, way, text, *settings], [notice, *outputs], api_visibility="private", **limits)
@@ -88,10 +88,10 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
         from hf_instruct.generation.next_token_plot import draw_next_token_plot
 
         settings: dict[str, Any] = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p}
-        found = explore_next(model.model, model.tokenizer, ids, top=int(top), **settings)
-        tokens = [(token, str(index % 2)) for index, token in enumerate(found.prompt_tokens)]
-        plot = format_plot(draw_next_token_plot(found), "next")
-        return str(found), tokens, plot, fill(found.to_table())
+        following = explore_next(model.model, model.tokenizer, ids, top=int(top), **settings)
+        tokens = [(token, str(index % 2)) for index, token in enumerate(following.prompt_tokens)]
+        plot = format_plot(draw_next_token_plot(following), "next")
+        return str(following), tokens, plot, fill(following.to_table())
 
     def show_beams(model: "ChatModel", ids: list[int], num_beams: float, length: float) -> Any:
         from hf_instruct.generation.exploring import explore_beams, tabulate_texts

@@ -1,4 +1,4 @@
-"""The runs and models of the page; each model is loaded on first use, shared, and kept while memory lasts."""
+"""The runs and models of the page; each model is loaded on first use, shared, and kept while there is memory."""
 
 import contextlib
 import dataclasses
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Asked of models that are of no run.
+# Example questions for models without a run.
 _QUESTIONS = ["Name three animals that live in the sea.", "What is the plural of 'leaf'?", "Give a synonym of 'quick'."]
 _LONGEST_QUESTION = 60  # characters; Gradio cuts longer examples
-# What a model takes while it is loaded and while it answers, with its weights, in shares of these.
+# Memory for loading and running a model, including its weights, as a multiple of the weights' size.
 _LEEWAY = 1.25
 
 
@@ -35,10 +35,10 @@ class Source:
     """A run, or a model without a run.
 
     Attributes:
-        name: As the user typed it.
-        label: What it is called on the page; no two are called the same.
+        name: The name that the user typed.
+        label: Its name on the page, which is unique.
         run: The run's folder; None for a model.
-        experiment: What the run is of; None for a model.
+        experiment: The run's experiment; None for a model.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Source:
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
-    """Return the runs and models that the user named, each once, in their order.
+    """Return the runs and models that the user named, without duplicates, in the same order.
 
     Args:
         names: Run folders; or models: an alias, a Hub id or a local folder.
 
     Raises:
-        RunError: One is neither a run nor a model.
+        RunError: A name is neither a run nor a model.
         ConfigError: A run's `run.yaml` cannot be read.
     """
     unique = list({str(Path(name).resolve()) if Path(name).exists() else name: name for name in names}.values())
@@ -76,7 +76,7 @@ def _find_source(name: str, label: str) -> Source:
         if run is None:
             if name.count("/") == 1 or name in ALIASES or name == WHEEL_MODEL or Path(name).exists():
                 return Source(name, label)
-            # One word may be an old model on the Hub, but is likelier a run misspelt; better told now than when asked.
+            # A single word may be an old model on the Hub, but is more likely a misspelled run; better to fail now.
             run = RunFolder(Path(name))
         return Source(name, label, run, run.load_experiment())
     except RunError as error:
@@ -84,10 +84,10 @@ def _find_source(name: str, label: str) -> Source:
 
 
 class ModelPool:
-    """The models that can be asked, by what they are called on the page. Safe to use from several threads.
+    """The models of the page, by label. Safe to use from several threads.
 
     Args:
-        sources: Runs and models, as `find_sources` returns them.
+        sources: Runs and models, as returned by `find_sources`.
         trust_remote_code: Run code that comes with their models.
     """
 
@@ -100,33 +100,33 @@ class ModelPool:
                 label = source.run.read_provenance().label(source.experiment.start)
                 self._targets[f"{source.label}, {label}"] = (source, True)
         self._trust = trust_remote_code
-        # The one unused for longest first; without its weights where they were dropped, as conversations keep it.
+        # Least recently used first. A dropped model stays here without its weights, because conversations refer to it.
         self._models: dict[Hashable, ChatModel] = {}
         self._users: Counter[Hashable] = Counter()
-        # Held while a model is loaded: two at a time would need memory for both weight files as well.
+        # Held while a model is loaded, because two at a time would also need memory for both weight files.
         self._loading = threading.Lock()
-        # Held for a moment: who uses what, and whether its weights are there.
+        # Held briefly to read or change the number of users of a model, or whether its weights are loaded.
         self._lock = threading.Lock()
 
     @property
     def labels(self) -> list[str]:
-        """What the models are called."""
+        """The labels of the models."""
         return list(self._targets)
 
     @property
     def beside(self) -> str | None:
-        """The untuned model that the first one began as; None if the first is of no run, or is untuned itself."""
+        """The label of the model that the first one was tuned from; None if the first is not a tuned model of a run."""
         first, *others = self._targets.items()
         return next((label for label, (source, base) in others if base and source is first[1][0]), None)
 
     def list_questions(self, count: int = 4) -> list[str]:
-        """Return short instructions without an input from the test split of the first run, or of ours."""
+        """Return short instructions without an input from the test split of the first run that has any, or our own."""
         for source, _ in self._targets.values():
             with contextlib.suppress(InstructError):
                 rows = read_rows(source.run.split("test"), Example) if source.run else []
                 short = [row.instruction for row in rows if not row.input and len(row.instruction) <= _LONGEST_QUESTION]
                 if short:
-                    # Neighbours are often alike.
+                    # Neighboring rows are often similar.
                     return short[:: -(-len(short) // count)]
         return _QUESTIONS
 
@@ -136,18 +136,18 @@ class ModelPool:
 
     @contextlib.contextmanager
     def acquire(self, label: str) -> "Iterator[ChatModel]":
-        """Acquire a model while it is used; it is loaded if needed, which takes seconds.
+        """Acquire a model for the block; it is loaded if needed, which takes seconds.
 
-        Where there is not enough memory, models that nobody uses are dropped first, the one unused for longest before
-        others; they are loaded again when they are asked again.
+        If there is not enough memory, models that are not in use are dropped first, least recently used first; they are
+        loaded again on their next use.
 
         Raises:
-            InstructError: It cannot be loaded.
+            InstructError: The model cannot be loaded.
         """
         key = self._key(label)
         if not self._use(key):
             with self._loading:
-                # Somebody else may have asked for it meanwhile.
+                # Another thread may have loaded it in the meantime.
                 if not self._use(key):
                     self._load(label, key)
         try:
@@ -157,7 +157,7 @@ class ModelPool:
                 self._users[key] -= 1
 
     def _use(self, key: Hashable) -> bool:
-        """Note a model as in use, and return whether its weights are there; otherwise it has to be loaded."""
+        """Mark a model as in use if its weights are loaded, and return whether they are."""
         with self._lock:
             if not hasattr(self._models.get(key), "model"):
                 return False
@@ -166,7 +166,7 @@ class ModelPool:
             return True
 
     def _load(self, label: str, key: Hashable) -> None:
-        """Load a model, and note it as in use."""
+        """Load a model, and mark it as in use."""
         from hf_instruct.generation.chat_model import ChatModel
 
         source, base = self._targets[label]
@@ -179,7 +179,7 @@ class ModelPool:
             self._users[key] += 1
 
     def _make_room(self, label: str, source: Source) -> None:
-        """Drop models until there is room for another, or none is left that could go."""
+        """Drop unused models until there is memory for another, or none is left to drop."""
         import torch
 
         size, device = self._estimate(source), best_device()
@@ -204,22 +204,22 @@ class ModelPool:
         count = count_parameters(base.name, base.revision) if base else count_parameters(source.name)
         if count is not None:
             return count * _BYTES[source.experiment.generate.dtype if source.experiment else "float32"]
-        there = [kept.model for kept in self._models.values() if hasattr(kept, "model")]
-        return max((weights.get_memory_footprint() for weights in there), default=0)
+        loaded = [entry.model for entry in self._models.values() if hasattr(entry, "model")]
+        return max((model.get_memory_footprint() for model in loaded), default=0)
 
     def _key(self, label: str) -> Hashable:
-        """Return the key of a model, which runs with the same base model and prompts share."""
+        """Return the key of a model; the base models of runs with the same base model and prompts share one."""
         source, base = self._targets[label]
         if not base or source.experiment is None or source.run is None:
             return source.name
         model, prompt = source.experiment.model, source.run.prompt
         template = prompt.read_text(encoding="utf-8") if prompt.is_file() else None
-        asked = (source.experiment.generate.dtype, source.experiment.data.prompt_format, template)
-        return (model.name, model.revision, *asked)
+        settings = (source.experiment.generate.dtype, source.experiment.data.prompt_format, template)
+        return (model.name, model.revision, *settings)
 
 
 def count_parameters(name: str, revision: str | None = None) -> float | None:
-    """Return a model's number of parameters, from the heads of its files or else its name; None if neither tells.
+    """Return a model's number of parameters, from the headers of its files or else its name; None if unknown.
 
     Args:
         name: An alias, a Hub id or a local folder.
@@ -234,5 +234,5 @@ def count_parameters(name: str, revision: str | None = None) -> float | None:
             folder = Path(snapshot_download(str(folder), revision=revision, local_files_only=True))
         return sum(get_local_safetensors_metadata(folder).parameter_count.values())
     except (OSError, ValueError, InstructError, NotASafetensorsRepoError, SafetensorsParsingError):
-        # Whatever is wrong with the files, loading them says.
+        # Problems with the files are reported when they are loaded.
         return parse_num_parameters(name)

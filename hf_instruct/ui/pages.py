@@ -1,9 +1,9 @@
 """The common parts of all local pages: serving, style, and a policy that blocks requests to other servers.
 
-Gradio draws the pages. Left to its defaults it would load fonts, ask for its latest version and report its use; here
-the page carries a rule that the browser enforces: nothing but the page's own server is asked for anything.
+Gradio renders the pages. By default it loads fonts, checks for its latest version and reports its use. Here a content
+security policy makes the browser refuse every request to a server other than the page's own.
 
-What a model, a data set or a user wrote reaches a page in components that show plain text, or through `html.escape`.
+Text from models, datasets and users is only shown in components for plain text, or after `html.escape`.
 """
 
 import html
@@ -21,9 +21,9 @@ from hf_instruct.plots import format_inline_svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Nothing but the page itself, should any part of Gradio ever ask for more.
+# Only the page's own server, in case any part of Gradio ever requests more.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
-# What Gradio's own script asks for on pages like ours; not its uploads, files, proxy, media streams and monitoring.
+# The routes that Gradio's script uses on our pages; not its uploads, files, proxy, media streams and monitoring.
 _ROUTES = (
     r"(GET|HEAD) /(|config/?|theme\.css|favicon\.ico|manifest\.json|report/\d+|(assets|static|svelte)/.*)"
     r"|(GET|HEAD) /gradio_api/(info/?|app_id/?|queue/data|heartbeat/\w+)"
@@ -47,7 +47,7 @@ iframe.report {width: 100%; height: 85vh; border: 1px solid var(--border-color-p
   -webkit-text-fill-color: var(--body-text-color) !important; color: var(--body-text-color) !important;}
 button.vote-big {min-height: 64px; font-size: 1.1rem;}
 """
-# A text box that grows with its text at any width: Gradio measures only when the text changes. In the head, because
+# Text boxes that grow with their text at any width; Gradio only measures when the text changes. In the head, because
 # Gradio drops such rules from its `css`.
 _HEAD = """
 <style>
@@ -56,7 +56,7 @@ _HEAD = """
 }
 </style>
 """
-# Votes by key: the buttons do the work; keys only press them.
+# Keyboard shortcuts for votes, which click the buttons.
 _KEYS = """
 () => {
   const names = {arrowleft: "left", arrowright: "right", t: "tie", s: "skip", u: "undo"};
@@ -73,7 +73,7 @@ _KEYS = """
   });
 }
 """
-# Of events that take milliseconds: not queued, and not in the API that Gradio offers to programs.
+# Options of events that take milliseconds: not queued, and not in Gradio's API for programs.
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -81,12 +81,12 @@ def check_gradio(what: str) -> None:
     """Turn off Gradio's telemetry, and check that it is installed.
 
     Args:
-        what: What needs it, as the start of a sentence.
+        what: The feature that needs it, as the start of a sentence.
 
     Raises:
         ConfigError: It is not installed.
     """
-    # Read when Gradio is imported, which is why it must not be before.
+    # Gradio reads these when it is imported, so it must not be imported before.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError(needs_package(what, "gradio"))
@@ -103,27 +103,27 @@ def serve_page(
     """Serve a page on a bound socket until interrupted.
 
     Args:
-        title: In the browser's title bar.
-        build: Adds the parts, given the module `gradio` and the page as a `gradio.Blocks`.
+        title: Title in the browser's title bar.
+        build: Adds the components, given the module `gradio` and the page as a `gradio.Blocks`.
         server: From `hf_instruct.local_server.open_socket`.
         hosts: From `hf_instruct.local_server.list_hosts`.
-        reports: Each returns a page of HTML, to be shown in a frame: `/report/0` and so on.
+        reports: Functions that each return an HTML page to show in a frame: `/report/0` and so on.
 
     Raises:
-        KeyboardInterrupt: Somebody ended it.
+        KeyboardInterrupt: The server was interrupted.
     """
     import gradio
     import uvicorn
 
     with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
         build(gradio, blocks)
-    # The page keeps a connection open for as long as it is in a browser; there is nothing to wait for.
+    # An open page keeps its connection until it is closed, so there is nothing to wait for.
     config = uvicorn.Config(build_app(blocks, hosts, reports), log_level="critical", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[server])
 
 
 def build_app(blocks: Any, hosts: Iterable[str], reports: Sequence[Callable[[], str]] = ()) -> Any:
-    """Return a `gradio.Blocks` as an ASGI app, without what Gradio adds to one by itself; see `serve_page`."""
+    """Return a `gradio.Blocks` as an ASGI app, without the features that Gradio adds by default; see `serve_page`."""
     import fastapi
     import gradio
 
@@ -135,7 +135,7 @@ def build_app(blocks: Any, hosts: Iterable[str], reports: Sequence[Callable[[], 
     def show_report(number: int) -> fastapi.Response:
         if number >= len(reports):
             raise fastapi.HTTPException(404)
-        # Also outside of its frame the report's script reaches nothing of this server's pages.
+        # Outside its frame too, the report's script cannot access this server's pages.
         rule = {"content-security-policy": "sandbox allow-scripts"}
         return fastapi.responses.HTMLResponse(reports[number](), headers=rule)
 
@@ -158,7 +158,7 @@ def build_app(blocks: Any, hosts: Iterable[str], reports: Sequence[Callable[[], 
 
 
 def add_headers(app: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an ASGI app whose replies all forbid the page to fetch anything from elsewhere."""
+    """Return an ASGI app whose responses forbid the page to request anything from other servers."""
     added = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -173,18 +173,18 @@ def add_headers(app: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def format_notice(text: str) -> str:
-    """Return a line for people as the HTML of `gradio.HTML`; it keeps its height when there is nothing to say."""
+    """Return a line of text as HTML for `gradio.HTML`; it keeps its height if it is empty."""
     return f'<div class="notice" role="status">{html.escape(text)}</div>'
 
 
 def format_plot(figure: "Figure", name: str) -> str:
-    """Return a figure as the HTML of `gradio.HTML`, in the colours of the page; a narrow one scrolls."""
+    """Return a figure as HTML for `gradio.HTML`, in the colors of the page; it scrolls on a narrow screen."""
     return f'<div class="plot">{format_inline_svg(figure, name)}</div>'
 
 
 def open_browser(url: str) -> None:
-    """Open a page in the user's browser, where there is a desktop."""
-    # Without one Python would start a text browser in this terminal.
+    """Open a page in the user's browser, if there is a desktop."""
+    # Without a desktop, Python would start a text browser in this terminal.
     if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         import webbrowser
 

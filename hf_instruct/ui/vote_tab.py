@@ -1,7 +1,7 @@
 """Voting and scoring: the page of `hf-instruct vote`, and a tab to choose what to vote on.
 
-The browser gets the texts of one ballot and its number, and nothing else: which set an answer is from, who else votes
-and where the votes go stay on the server. Texts are shown in text boxes, which render neither HTML nor Markdown.
+The browser only gets the texts and the number of one ballot. The sets that the answers are from, the other voters and
+the file of the votes stay on the server. Texts are shown in text boxes, which render neither HTML nor Markdown.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ _UNDO, _SCORE = "undo", "score"
 class Session:
     """One browser tab."""
 
-    voter: str  # whose votes it sends
-    book: Book  # what it votes on
-    # When its ballot was shown, in seconds of a clock that never goes back.
+    voter: str  # name of the voter
+    book: Book  # the ballots
+    # When the current ballot was shown, in seconds of a monotonic clock.
     shown_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -48,10 +48,10 @@ def serve_votes(book: Book, server: socket.socket, *, hosts: Iterable[str], vote
         book: The ballots and their votes.
         server: From `hf_instruct.local_server.open_socket`.
         hosts: From `hf_instruct.local_server.list_hosts`.
-        voter: Whose votes these are; None asks on the page.
+        voter: Name of the voter; None to ask on the page.
 
     Raises:
-        KeyboardInterrupt: Somebody ended it.
+        KeyboardInterrupt: The server was interrupted.
     """
 
     def build(gradio: Any, blocks: Any) -> None:
@@ -62,14 +62,14 @@ def serve_votes(book: Book, server: socket.socket, *, hosts: Iterable[str], vote
 
 
 class VotePanel:
-    """The parts of the page, and what its buttons do; made inside the page or the tab that is to hold it.
+    """The components of the page and their event handlers; to be created inside the page or tab that contains it.
 
     Args:
         gradio: The module.
         blocks: The whole page.
-        pick: Gives the ballots to vote on, from the values of `choice`.
-        choice: The components that say which; none if there is no choice.
-        voter: Whose votes these are; None asks on the page.
+        pick: Returns the ballots to vote on, given the values of `choice`.
+        choice: The components with which the user chooses the ballots; empty if there is no choice.
+        voter: Name of the voter; None to ask on the page.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class VotePanel:
         voter: str | None = None,
     ) -> None:
         self._gradio, self._pick, self._choice, self._voter = gradio, pick, list(choice), voter
-        # Stays on the server, one for each tab, so that several people do not mix.
+        # Stored on the server, one for each browser tab, so that several people can vote.
         self._session = gradio.State(None)
-        # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
+        # Stored in the browser, so that a reload does not ask again. It is only a name, so its key is not secret.
         self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
         self._welcome = gradio.Markdown("" if choice else _greet(pick()))
         with gradio.Row(visible=voter is None, equal_height=True):
@@ -97,7 +97,7 @@ class VotePanel:
             small = {"size": "sm", "min_width": 120}
             buttons[votes.SKIP] = gradio.Button("Skip (S)", elem_id="vote-skip", **small)
             buttons[_UNDO] = gradio.Button("Undo my last vote (U)", elem_id="vote-undo", **small)
-        # Says which ballot a click was on, as the browser saw it.
+        # The number of the ballot that the browser shows, sent with each click.
         self._number = gradio.Textbox(visible="hidden")
         self._connect(blocks, start, buttons)
 
@@ -108,7 +108,7 @@ class VotePanel:
         self._instruction = gradio.Textbox(label="Instruction", elem_id="vote-instruction", **text)
         self._input = gradio.Textbox(label="Input", elem_id="vote-input", **text)
         with gradio.Row():
-            # Each in a column of its own: beside one another on a wide screen, below on a narrow one.
+            # One column each: next to each other on a wide screen, stacked on a narrow one.
             with gradio.Column(min_width=340):
                 self._left = gradio.Textbox(label="Left answer", elem_id="vote-left-text", **text)
             with gradio.Column(min_width=340) as self._other:
@@ -136,15 +136,15 @@ class VotePanel:
         outputs = [self._session, self._remembered, self._name, self._progress, self._ballot, self._more]
         outputs += [self._instruction, self._input, self._left, self._right, self._number, self._welcome, self._other]
         outputs += [self._reference, self._beside, self._score, self._scoring, self._preferring]
-        known = [self._remembered, *self._choice]
+        inputs = [self._remembered, *self._choice]
         for event in (blocks.load, *(part.input for part in self._choice)):
-            event(self._load, known, outputs, **QUICK)
+            event(self._load, inputs, outputs, **QUICK)
         for event in (start.click, self._name.submit):
             event(self._begin, [self._name, *self._choice], outputs, **QUICK)
         events = [(choice, button.click) for choice, button in buttons.items()] + [(_SCORE, self._score.submit)]
         for choice, event in events:
             answer = functools.partial(self._answer, choice)
-            event(answer, [self._session, self._number, self._score, *known], outputs, **QUICK)
+            event(answer, [self._session, self._number, self._score, *inputs], outputs, **QUICK)
 
     def _load(self, remembered: Any, *chosen: Any) -> dict[Any, Any]:
         name = self._voter or str(remembered or "")
@@ -164,10 +164,10 @@ class VotePanel:
         hidden = self._gradio.update(visible=False)
         return {self._session: None, self._progress: "", self._ballot: hidden, self._more: hidden}
 
-    def _answer(self, choice: str, session: Session | None, number: str, score: str, *known: Any) -> dict[Any, Any]:
+    def _answer(self, choice: str, session: Session | None, number: str, score: str, *inputs: Any) -> dict[Any, Any]:
         if session is None:
-            # The server was restarted under an open page: show what comes next rather than guess what was seen.
-            return self._load(*known)
+            # The server was restarted while the page was open: show the next ballot, and do not guess the last one.
+            return self._load(*inputs)
         choice = (score or "").strip() if choice == _SCORE else choice
         if choice == _UNDO:
             session.book.undo(session.voter)
@@ -179,7 +179,7 @@ class VotePanel:
         return self._show(session.voter, session.book)
 
     def _show(self, voter: str, book: Book) -> dict[Any, Any]:
-        """Return what a voter sees next."""
+        """Return the updates that show a voter's next ballot."""
         update = self._gradio.update
         ballot = book.next_ballot(voter)
         texts = ballot or Ballot(0, book.total, "", "", "", "")
@@ -214,16 +214,16 @@ def _greet(book: Book) -> str:
 
 
 class VoteTab:
-    """The ballots between two sets of answers, or of one: made when these are chosen first, then kept for all who vote.
+    """The ballots of two sets of answers, or of one: created on the first choice, then shared by all voters.
 
-    Safe to use from several threads. The files of votes stay this process's until the stack is closed.
+    Safe to use from several threads. The files of votes stay locked for this process until the stack is closed.
 
     Attributes:
-        sides: What to vote on: the path of each set of answers that is there, as `hf-instruct vote` takes it, by label.
+        sides: The path of each set of answers, as `hf-instruct vote` accepts it, by label.
 
     Args:
-        sources: Runs and models, as `find_sources` returns them.
-        stack: Keeps what has to be released in the end.
+        sources: Runs and models, as returned by `find_sources`.
+        stack: Releases the files of votes at the end.
     """
 
     def __init__(self, sources: Sequence[Source], stack: contextlib.ExitStack) -> None:
@@ -240,12 +240,10 @@ class VoteTab:
         self._lock = threading.Lock()
 
     def build(self, gradio: Any, blocks: Any) -> None:
-        """Add the parts of the tab; there is one side at least."""
+        """Add the components of the tab; there must be at least one set of answers."""
         labels = list(self.sides)
-        fields = (
-            ("Vote on the answers of", "first", labels),
-            ("and of", "second", [*labels[1:], *labels[:1] * (len(labels) > 1), _ALONE]),
-        )
+        others = [*labels[1:], labels[0], _ALONE] if len(labels) > 1 else [_ALONE]
+        fields = (("Vote on the answers of", "first", labels), ("and of", "second", others))
         with gradio.Row():
             choice = [
                 gradio.Dropdown(names, value=names[0], label=label, min_width=240, elem_id=f"hi-vote-{name}")
@@ -254,7 +252,7 @@ class VoteTab:
         VotePanel(gradio, blocks, self.open, choice=choice)
 
     def open(self, first: str, second: str) -> Book:
-        """Return the ballots between two sets of answers, by their labels.
+        """Return the ballots of two sets of answers, by their labels.
 
         Raises:
             InstructError: There is nothing to vote on, or the file of the votes is in use.
@@ -264,13 +262,13 @@ class VoteTab:
         with self._lock:
             if (first, second) in self._books:
                 return self._books[first, second]
-            one, two = self.sides[first], self.sides.get(second)
-            out = votes.choose_vote_file(one, two)
+            first_path, second_path = self.sides[first], self.sides.get(second)
+            out = votes.choose_vote_file(first_path, second_path)
             if any(book.path.resolve() == out.resolve() for book in self._books.values()):
-                # Two books on one file would undo each other's votes.
+                # Two books with one file would overwrite each other's votes.
                 raise DataError(
                     f"The votes would be saved to `{out}`, which is in use for another pair. Restart the page for "
-                    f"this pair, or use `hf-instruct vote {one} {two or ''} --out FILE`."
+                    f"this pair, or use `hf-instruct vote {first_path} {second_path or ''} --out FILE`."
                 )
-            self._books[first, second] = self._stack.enter_context(votes.open_votes(one, two))
+            self._books[first, second] = self._stack.enter_context(votes.open_votes(first_path, second_path))
             return self._books[first, second]
