@@ -16,10 +16,10 @@ from hf_instruct.yaml_text import parse_flag_value
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
 _NAME = re.compile(r"\w+(\.\w+)+")
-# A range of real numbers this wide is searched by its logarithm.
+# A range of real numbers this wide is searched on a logarithmic scale.
 _LOG_RATIO = 10
 _LONGEST_NAME = 100
-# Sections and fields between whose values the validation loss cannot choose, and why.
+# Sections and fields whose values cannot be chosen by validation loss, and why.
 _NOT_TO_SWEEP = {
     **dict.fromkeys(
         ("generate", "judge"), "it only has an effect after training, so the validation loss is the same for all"
@@ -41,7 +41,7 @@ Point = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A setting by its dotted name and what it may be: one of its values, or any number between two, ends included."""
+    """A setting by its dotted name: one of several values, or any number in a range that includes both ends."""
 
     name: str
     values: tuple[Any, ...]
@@ -49,12 +49,12 @@ class Axis:
 
     @property
     def is_whole(self) -> bool:
-        """Whether a range is of whole numbers."""
+        """Whether a range only contains whole numbers."""
         return all(isinstance(value, int) for value in self.values)
 
     @property
     def is_log(self) -> bool:
-        """Whether a range is searched evenly by logarithm."""
+        """Whether a range is searched on a logarithmic scale."""
         return self.is_range and not self.is_whole and 0 < self.values[0] <= self.values[1] / _LOG_RATIO
 
     def __str__(self) -> str:
@@ -62,11 +62,11 @@ class Axis:
 
 
 def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
-    """Return what `--set` texts vary.
+    """Return the settings that the texts of `--set` vary.
 
     Args:
         texts: `SECTION.FIELD=VALUE,VALUE…`, values as in YAML, or `SECTION.FIELD=LOW..HIGH`.
-        searched: Whether ranges are allowed: a grid has none.
+        searched: Whether ranges are allowed, which a grid does not support.
 
     Raises:
         ConfigError: All problems found.
@@ -90,16 +90,16 @@ def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
 
 
 def _parse_axis(text: str, *, searched: bool) -> Axis:
-    name, _, given = (part.strip() for part in text.partition("="))
-    values = parse_flag_value(f"[{given}]")
+    name, _, values_text = (part.strip() for part in text.partition("="))
+    values = parse_flag_value(f"[{values_text}]")
     if not _NAME.fullmatch(name) or not isinstance(values, list) or not values:
         raise ValueError(f"`--set {text}` is not SECTION.FIELD=VALUE,VALUE, as in `--set lora.r=8,16`")
     if reason := _NOT_TO_SWEEP.get(name, _NOT_TO_SWEEP.get(name.partition(".")[0])):
         raise ValueError(f"`{name}` cannot be swept: {reason}")
-    if found := _RANGE.fullmatch(given):
-        # Not as YAML, which does not take `1.` for a number.
-        is_whole = all(re.fullmatch(r"[-+]?\d+", end) for end in found.groups())
-        low, high = ((int if is_whole else float)(end) for end in found.groups())
+    if match := _RANGE.fullmatch(values_text):
+        # Not parsed as YAML, for which `1.` is not a number.
+        is_whole = all(re.fullmatch(r"[-+]?\d+", end) for end in match.groups())
+        low, high = ((int if is_whole else float)(end) for end in match.groups())
         if not searched:
             raise ValueError(f"`--set {text}` is a range, which needs `--trials N`; a grid needs values: {name}=A,B")
         if not low < high < math.inf:
@@ -107,7 +107,7 @@ def _parse_axis(text: str, *, searched: bool) -> Axis:
         return Axis(name, (low, high), is_range=True)
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         raise ValueError(f"`--set {text}` has a value that is not a finite number")
-    # By their text: 1 and true are equal in Python, and 1e-4 and 0.0001 the same.
+    # Duplicates are compared as JSON: 1 and true, which are equal in Python, differ, and 1e-4 and 0.0001 do not.
     return Axis(name, tuple({json.dumps(value, sort_keys=True, default=str): value for value in values}.values()))
 
 
@@ -118,7 +118,7 @@ def build_grid(axes: Sequence[Axis]) -> list[Point]:
 
 
 def probe_points(axes: Sequence[Axis]) -> list[Point]:
-    """Return points that hold every value and every end of a range at least once, to be checked before a search."""
+    """Return points that contain every value and every end of a range at least once, to check before a search."""
     longest = max(len(axis.values) for axis in axes)
     return [{axis.name: axis.values[i % len(axis.values)] for axis in axes} for i in range(longest)]
 
@@ -127,34 +127,34 @@ def suggest(axes: Sequence[Axis], tried: Sequence[tuple[Point, float | None]], *
     """Return the point to try next, by Optuna's TPE sampler; always the same after the same trials.
 
     Args:
-        axes: What is varied.
-        tried: The points so far and their losses, None for one that failed.
-        seed: Of the search.
+        axes: The settings that vary.
+        tried: The points so far and their losses, None for a failed one.
+        seed: Seed of the search.
     """
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     def build_distribution(axis: Axis) -> Any:
         if not axis.is_range:
-            # As text, since a category may be a list, and 1 and true are to differ.
+            # As text, because a category may be a list, and 1 and true must differ.
             return CategoricalDistribution([json.dumps(value) for value in axis.values])
         return IntDistribution(*axis.values) if axis.is_whole else FloatDistribution(*axis.values, log=axis.is_log)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {axis.name: build_distribution(axis) for axis in axes}
-    # A sampler of its own for each trial: one that lives on would draw differently after an interruption.
+    # A new sampler for each trial: one for all trials would draw differently after an interruption.
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed + len(tried)))
     for point, loss in tried:
         params = {axis.name: point[axis.name] if axis.is_range else json.dumps(point[axis.name]) for axis in axes}
         state = optuna.trial.TrialState.FAIL if loss is None else optuna.trial.TrialState.COMPLETE
         trial = optuna.trial.create_trial(params=params, distributions=distributions, value=loss, state=state)
         study.add_trial(trial)
-    found = study.ask(distributions).params
-    return {axis.name: found[axis.name] if axis.is_range else json.loads(found[axis.name]) for axis in axes}
+    params = study.ask(distributions).params
+    return {axis.name: params[axis.name] if axis.is_range else json.loads(params[axis.name]) for axis in axes}
 
 
 def short_names(names: Iterable[str]) -> list[str]:
-    """Return dotted names by their last part, or whole where two have the same.
+    """Return the last part of each dotted name, or the full name if two have the same last part.
 
     >>> short_names(["train.seed", "data.seed", "lora.r"])
     ['train.seed', 'data.seed', 'r']
@@ -165,7 +165,7 @@ def short_names(names: Iterable[str]) -> list[str]:
 
 
 def format_point(point: Mapping[str, Any]) -> str:
-    """Return settings as they are shown.
+    """Return settings as text.
 
     >>> format_point({"train.learning_rate": 1e-05, "lora.r": 8})
     'learning_rate=1e-05,r=8'
@@ -175,7 +175,7 @@ def format_point(point: Mapping[str, Any]) -> str:
 
 
 def format_setting(value: Any) -> str:
-    """Return a value of a setting, shortly."""
+    """Return the value of a setting as short text."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
@@ -191,9 +191,9 @@ def folder_name(point: Mapping[str, Any]) -> str:
     """
     text = format_point(point)
     name = re.sub(r"[^\w=,.+-]+", "_", text, flags=re.ASCII)
-    # A text `8` is shown like the number, and 0.123456 like 0.1235: then a hash tells them apart.
-    shown = [parse_flag_value(format_setting(value)) for value in point.values()]
-    is_exact = all(one == value and type(one) is type(value) for one, value in zip(shown, point.values(), strict=True))
+    # The text `8` looks like the number, and 0.123456 like 0.1235; a hash then distinguishes them.
+    pairs = [(parse_flag_value(format_setting(value)), value) for value in point.values()]
+    is_exact = all(parsed == value and type(parsed) is type(value) for parsed, value in pairs)
     if name == text and len(name) <= _LONGEST_NAME and is_exact:
         return name
     digest = hashlib.sha256(json.dumps(point, sort_keys=True, default=str).encode()).hexdigest()[:6]

@@ -1,7 +1,7 @@
 """Many runs of one experiment with different settings: the best by validation loss, and its test score.
 
-Candidates are trained only. The test split is answered and judged once, for the run that validation chose; a test score
-that chose its own run would be too high.
+Candidates are only trained. The test split is answered and judged once, for the run with the lowest validation loss;
+choosing the run by its test score would make that score too high.
 """
 
 import contextlib
@@ -56,23 +56,23 @@ _TESTING = ("generate", "judge", "report")
 class Candidate(BaseModel):
     """One run of a sweep."""
 
-    name: str  # of its run folder, in the sweep's folder
-    settings: Point  # what it differs in
+    name: str  # name of its run folder, which is in the sweep's folder
+    settings: Point  # the settings that vary
     status: Literal["waiting", "finished", "failed"] = "waiting"
     validation_loss: float | None = None  # the last one, in nats per label token
     train_loss: float | None = None
     seconds: float | None = None  # of its training loop
     error: str | None = None  # why it failed
-    times: int = 1  # how often a search came to it; it is trained once
+    times: int = 1  # how often a search suggested it; it is trained once
 
 
 class Sweep(BaseModel):
-    """A sweep, planned or done: what `sweep.json` holds, and what to run, which the command says again each time."""
+    """A sweep, planned or done: the content of `sweep.json`, and the settings that the command has to set each time."""
 
-    path: Path  # each candidate's run folder is in it
+    path: Path  # the folder that contains each candidate's run folder
     file: Path  # the experiment
-    overrides: dict[str, Any] = Field({}, exclude=True)  # settings of all runs over those of the file
-    # What all runs have in common, as far as it bears on training; of a search also what it varies.
+    overrides: dict[str, Any] = Field({}, exclude=True)  # settings of all runs that replace those of the file
+    # The training settings that all runs share; for a search also the settings that vary.
     training: dict[str, Any]
     axes: list[Axis] = Field([], exclude=True)
     trials: int | None = Field(None, exclude=True)  # None for a grid
@@ -80,7 +80,7 @@ class Sweep(BaseModel):
     chosen_by: Literal["validation_loss"] = "validation_loss"
     candidates: list[Candidate] = []  # in the order in which they run
     selected: str | None = None  # name of the candidate with the lowest validation loss
-    tested: list[str] = []  # names of those whose test score was computed, in that order
+    tested: list[str] = []  # names of the candidates whose test score was computed, in that order
     test_scores: Scores | None = None  # of the selected run
 
     def folder(self, candidate: Candidate) -> RunFolder:
@@ -96,7 +96,7 @@ class Sweep(BaseModel):
         return sorted(self.candidates, key=lambda c: math.inf if c.validation_loss is None else c.validation_loss)
 
     def next_candidate(self) -> Candidate | None:
-        """Return the candidate to train next: a waiting one, or in a search a new one until it has had its trials."""
+        """Return the candidate to train next: a waiting one, or in a search a new one until all trials are done."""
         while True:
             if waiting := next((c for c in self.candidates if c.status == "waiting"), None):
                 return waiting
@@ -104,9 +104,9 @@ class Sweep(BaseModel):
             if len(tried) >= (self.trials or 0):
                 return None
             point = suggest(self.axes, tried, seed=self.seed)
-            # The same settings may come twice if there are few; they would train to the same loss.
-            if known := next((c for c in self.candidates if c.name == folder_name(point)), None):
-                known.times += 1
+            # In a small space a search may suggest the same settings twice; training would give the same loss.
+            if repeated := next((c for c in self.candidates if c.name == folder_name(point)), None):
+                repeated.times += 1
             else:
                 self.candidates.append(Candidate(name=folder_name(point), settings=point))
 
@@ -117,9 +117,9 @@ class Sweep(BaseModel):
         write_json(self.path / "sweep.json", self.model_dump(mode="json"))
         rows = []
         for candidate in self.ranked():
-            found = candidate.model_dump(exclude={"name", "settings", "times"})
+            results = candidate.model_dump(exclude={"name", "settings", "times"})
             selected = "yes" if candidate.name == self.selected else ""
-            rows.append({"run": candidate.name, **candidate.settings, **found, "selected": selected})
+            rows.append({"run": candidate.name, **candidate.settings, **results, "selected": selected})
         write_text(self.path / "sweep.csv", DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
@@ -148,18 +148,18 @@ def plan_sweep(
     trials: int | None = None,
     seed: int = 0,
 ) -> Sweep:
-    """Return what a sweep would run, checked but not begun; nothing is written.
+    """Check a sweep and return it without running it; nothing is written.
 
     Args:
         file: The experiment file, or the name of a recipe.
-        settings: What to vary: `SECTION.FIELD=VALUE,VALUE…`, or with `trials` also `SECTION.FIELD=LOW..HIGH`.
+        settings: Settings to vary: `SECTION.FIELD=VALUE,VALUE…`, or with `trials` also `SECTION.FIELD=LOW..HIGH`.
         path: The sweep's folder; `runs/`, the file's name and `-sweep` by default.
         overrides: Settings of all runs, by dotted name.
-        trials: Search with so many runs instead of running every combination.
-        seed: Of the search.
+        trials: Search with this many runs instead of running every combination.
+        seed: Seed of the search.
 
     Raises:
-        ConfigError: All problems of the settings and of every experiment they make; or Optuna is not installed.
+        ConfigError: The settings or the experiments they make have problems (all are listed), or Optuna is missing.
     """
     axes = parse_axes(settings, searched=trials is not None)
     overrides = dict(overrides or {})
@@ -169,7 +169,7 @@ def plan_sweep(
         raise ConfigError(needs_package("`--trials`", "optuna"))
     path = path or default_path(file).with_name(default_path(file).name + "-sweep")
     file = find_experiment(file)
-    # The file itself first: its problems are not those of the sweep.
+    # The file alone first, because its problems are not those of the sweep.
     common = plain_values(load_experiment(file, overrides))
     training = {name: common.get(name) for name in ("data", "model", "train", "lora")}
     training |= {name: common[name] for name in ("dpo", "preferences") if name in common}
@@ -202,21 +202,21 @@ def plan_sweep(
 def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) -> Sweep:
     """Train every candidate, choose the one with the lowest validation loss, and score that one on the test split.
 
-    Each run has a process of its own, so that its memory ends with it; a script that calls this needs the usual
+    Each run has its own process, so that its memory is freed afterwards; a script that calls this needs the usual
     `if __name__ == "__main__":`.
 
     Args:
-        sweep: What `plan_sweep` returned.
-        resume: Continue a sweep that was cut off or is to have more candidates; finished ones are left alone, failed
-            ones of a grid tried again.
-        judge_all: Answer and judge the test split with every candidate; validation still chooses.
+        sweep: The result of `plan_sweep`.
+        resume: Continue an interrupted sweep, or add candidates to a finished one; finished candidates are kept, and
+            failed ones of a grid are tried again.
+        judge_all: Answer and judge the test split with every finished candidate; validation still chooses.
 
     Returns:
-        The sweep, with its results; also in `sweep.json` and `sweep.csv` of its folder.
+        The sweep with its results, which are also in `sweep.json` and `sweep.csv` in its folder.
 
     Raises:
         ConfigError: The judge cannot be used.
-        RunError: The folder contains another sweep or something else, another process works on it, or no run finished.
+        RunError: The folder contains another sweep or something else, another process uses it, or no run finished.
         InstructError: The selected run could not be answered or judged; its training is kept.
     """
     _open(sweep, resume=resume)
@@ -225,14 +225,14 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
         logger.warning("`model.name` varies: losses of models can only be compared if they have the same tokenizer.")
     with RunFolder(sweep.path).locked():
         while candidate := sweep.next_candidate():
-            # Before training: a search that is interrupted then continues with this candidate.
+            # Saved before training, so that an interrupted search continues with this candidate.
             sweep.save()
             _train(sweep, candidate)
         best, *others = _rank_finished(sweep)
         for candidate in [best, *(others if judge_all else [])]:
             if candidate.name not in sweep.tested:
                 sweep.tested.append(candidate.name)
-            # Before the answers: a score that may have been seen counts as seen.
+            # Saved before the answers, because a score that may have been seen counts as seen.
             sweep.save()
             logger.info("Test split: %s", format_point(candidate.settings))
             if error := _in_own_process(sweep.experiment(candidate.settings), sweep.folder(candidate), _TESTING):
@@ -244,8 +244,8 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
 
 def _open(sweep: Sweep, *, resume: bool) -> None:
     """Load the progress of this sweep from its folder, or refuse."""
-    path, known = sweep.path, read_sweep(sweep.path)
-    if known is None:
+    path, saved = sweep.path, read_sweep(sweep.path)
+    if saved is None:
         if is_occupied(path):
             raise RunError(f"`{path}` exists and is not a sweep folder. Use another `--sweep-dir`.")
         return
@@ -254,17 +254,17 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
             f"`{path}` already contains a sweep. Use `--resume` to continue it, also with more values, or "
             "`--sweep-dir` to use another folder."
         )
-    if changed := differing_settings(known.training, sweep.training):
+    if changed := differing_settings(saved.training, sweep.training):
         raise RunError(
             f"`{path}` is a sweep of another experiment: {quote_names(changed)} changed. Use the same settings (for "
             "a search also the same `--set` and `--seed`), or use another `--sweep-dir`."
         )
-    sweep.candidates = list(({c.name: c for c in sweep.candidates} | {c.name: c for c in known.candidates}).values())
+    sweep.candidates = list(({c.name: c for c in sweep.candidates} | {c.name: c for c in saved.candidates}).values())
     for candidate in sweep.candidates:
         was_deleted = candidate.status == "finished" and not is_done(sweep.folder(candidate), "train")
         if was_deleted or (candidate.status == "failed" and not sweep.trials):
             candidate.status, candidate.validation_loss = "waiting", None
-    sweep.tested = list(known.tested)
+    sweep.tested = list(saved.tested)
 
 
 def _train(sweep: Sweep, candidate: Candidate) -> None:
@@ -273,7 +273,7 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
     logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, shown)
     folder = sweep.folder(candidate)
     if folder.path.exists():
-        # Raises if a process left over from before is still working on it.
+        # Raises if a process from an earlier attempt is still using it.
         with folder.locked():
             pass
     candidate.status = "failed"
@@ -289,7 +289,7 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
 
 
 def _rank_finished(sweep: Sweep) -> list[Candidate]:
-    """Return the candidates that finished, the one with the lowest validation loss first, and note that one."""
+    """Return the finished candidates, lowest validation loss first, and record the first one as selected."""
     finished = [candidate for candidate in sweep.ranked() if candidate.status == "finished"]
     sweep.selected = finished[0].name if finished else None
     sweep.save()
@@ -307,20 +307,20 @@ def _rank_finished(sweep: Sweep) -> list[Candidate]:
 
 
 def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[str]) -> str | None:
-    """Run stages in a process of their own, and return why they could not be finished, or None."""
+    """Run stages in a separate process, and return the reason why they did not finish, or None."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(experiment, folder.path, tuple(stages), sender))
     process.start()
     sender.close()
-    said = None
+    message = None
     try:
-        # Before it is waited for: a long message would fill the pipe, and the process would wait for its reader.
+        # Received before joining: a long message fills the pipe, and the process waits until it is read.
         with contextlib.suppress(EOFError):
-            said = receiver.recv()
+            message = receiver.recv()
         process.join()
     except KeyboardInterrupt as stop:
-        # The terminal's Ctrl-C has reached it as well; give it time to finish the row that it is writing.
+        # The terminal's Ctrl-C has also reached the process; give it time to finish the row that it is writing.
         if isinstance(stop, Terminated):
             process.terminate()
         process.join(timeout=20)
@@ -328,13 +328,13 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
         raise
     if process.exitcode == 0:
         return None
-    if said is None and process.exitcode == -signal.SIGKILL:
+    if message is None and process.exitcode == -signal.SIGKILL:
         return "its process was killed, as when memory runs out"
-    return said or f"its process ended with status {process.exitcode}; its last lines say why"
+    return message or f"its process ended with status {process.exitcode}; its last lines say why"
 
 
 def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Connection) -> None:
-    """Run stages; what runs in the process of a candidate."""
+    """Run stages, in the process of a candidate."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_process()
     try:
@@ -348,7 +348,7 @@ def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Con
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, so that no training continues unseen."""
+    """Exit when the process that started this one is gone, so that no training continues unnoticed."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
