@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kind: str = "SFTConfig") -> Any:
-    """Return the `SFTConfig` (or other `kind`) of a run from the user's own, its fields, or None.
+    """Return a run's `SFTConfig` (or other `kind`), given the user's own, a mapping of its fields, or None.
 
     Raises:
-        ConfigError: It is of another type, or has problems.
+        ConfigError: `args` has another type, or has problems.
     """
     import trl
 
@@ -91,7 +91,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     if kind == "SFTConfig":
         # Our collators avoid padding if that is exact, and the rows are already prepared.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
-        # The tokenizer has the template, as it was resolved.
+        # The resolved template is already set on the tokenizer.
         arguments.chat_template_path = None
         if arguments.assistant_only_loss:
             arguments.assistant_only_loss, arguments.completion_only_loss = False, True
@@ -120,7 +120,7 @@ def _list_changed(values: Any) -> dict[str, Any]:
 def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     import trl
 
-    # TRL writes them to files and passes them to the trackers in `report_to`.
+    # Redacted, because TRL writes them to files and passes them to the trackers in `report_to`.
     settings: dict[str, Any] = redact({**DEFAULTS[kind], **values})
     # TRL would warn about it.
     settings.pop("pad_token", None)
@@ -166,16 +166,16 @@ def translated_refusals(headline: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, ImportError, AttributeError, LookupError, OSError) as error:
-        # A name that the library does not know is refused by Python, in our call.
+        # An unknown name raises a TypeError in our own call, which looks like a bug.
         if is_bug(error) and "unexpected keyword argument" not in str(error):
             raise
         raise ConfigError(headline, [str(error)]) from error
 
 
 def resolve_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: RunFolder) -> dict[str, Any]:
-    """Return a `train` section with `bf16` set: as given, or as at the start of the run, or as is faster here.
+    """Return a `train` section with `bf16` set: as given, as at the start of the run, or by measuring which is faster.
 
-    The first of several processes decides for all, and the decision is kept beside the checkpoints.
+    The main process decides for all, and the decision is saved next to the checkpoints.
     """
     if values.get("bf16") is not None or values.get("fp16"):
         return {**values, "bf16": bool(values.get("bf16"))}
@@ -186,8 +186,8 @@ def resolve_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: 
 
 def _decide_bf16(model: "PreTrainedModel", device: str, run: RunFolder) -> bool:
     path = run.checkpoints / PRECISION
-    begun = (read_file(path, dict[str, Any]) or {}).get("bf16")
-    decided = begun if isinstance(begun, bool) else prefers_bf16(model, device)
+    earlier = (read_file(path, dict[str, Any]) or {}).get("bf16")
+    decided = earlier if isinstance(earlier, bool) else prefers_bf16(model, device)
     write_json(path, {"bf16": decided})
     return decided
 
@@ -199,8 +199,8 @@ def _find_device(values: Mapping[str, Any]) -> str:
 def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrainedModel") -> "PeftConfig":
     """Return the `LoraConfig` of a run: the user's own, or the course's settings updated with the user's values.
 
-    Every linear layer but the output head is adapted, as in the course. GPT-2's are `Conv1D` layers, which keep their
-    weight transposed; PEFT must know (`fan_in_fan_out`).
+    All linear layers except the output head are adapted, as in the course. GPT-2's are `Conv1D` layers, which store
+    their weight transposed, so PEFT needs `fan_in_fan_out`.
 
     Raises:
         ConfigError: PEFT refuses the values, or a target is not a layer of this model.
@@ -221,12 +221,12 @@ def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrain
             f"`lora.target_modules` contains layers that {type(model).__name__} does not have:",
             [f"`{name}`; its linear layers are {', '.join(f'`{n}`' for n in sorted(layers))}" for name in missing],
         )
-    begins = str(settings.get("init_lora_weights"))
-    if begins.startswith("pissa_niter"):
+    init = str(settings.get("init_lora_weights"))
+    if init.startswith("pissa_niter"):
         raise ConfigError(
             "The `lora` section cannot be used:",
             [
-                f"`lora.init_lora_weights` is `{begins}`, which changes the base model randomly, so the adapter "
+                f"`lora.init_lora_weights` is `{init}`, which changes the base model randomly, so the adapter "
                 "could not be loaded correctly; use `pissa`"
             ],
         )
@@ -244,7 +244,7 @@ def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrain
 
 
 def find_linear_layers(model: "PreTrainedModel") -> dict[str, str]:
-    """Return the last part of each linear layer's name and its class, without the output head."""
+    """Return the last part of each linear layer's name and its class name, without the output head."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

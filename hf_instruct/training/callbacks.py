@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A slow machine saves more often than every `train.save_steps`, so that a kill costs minutes and not an hour.
+# A slow machine saves more often than every `train.save_steps`, so that an interruption costs minutes, not an hour.
 SAVE_SECONDS = 300.0
 # On a GPU 50 steps can take 3 s, and writing the checkpoint longer than that.
 MIN_SAVE_SECONDS = 60.0
@@ -45,7 +45,7 @@ class KeepMemory(TrainerCallback):
     """Keeps freed memory from step to step, but not after an evaluation, whose blocks have other sizes."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Prepare for the memory that the first step, or a loaded checkpoint, allocates for good."""
+        """Prepare for the memory that the first step, or a loaded checkpoint, allocates permanently."""
         place_large_blocks_apart()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -64,29 +64,29 @@ class KeepMemory(TrainerCallback):
 class RunLog(TrainerCallback):
     """Writes `training.jsonl`, shows the progress bar and takes the samples, on the main process only.
 
-    Every row of a step is on disk before its checkpoint. To resume from a checkpoint, the rows after it are dropped, so
-    an interrupted run ends with the same rows as an uninterrupted one.
+    The rows of a step are on disk before its checkpoint. When training resumes from a checkpoint, the rows after it are
+    dropped, so an interrupted run ends with the same rows as an uninterrupted one.
     """
 
     def __init__(self, path: Path, arguments: TrainingArguments, given: Any, sampler: Sampler | None = None) -> None:
-        """Log to a file, and turn off the trainer's own bar or notebook table where this one shows progress.
+        """Log to a file, and turn off the trainer's own bar or notebook table if this one shows progress.
 
-        The trainer's shows where nobody sees what is logged, as in most scripts and notebooks.
+        The trainer's is used if INFO logs are not shown, as in most scripts and notebooks.
 
         Args:
             path: The file.
-            arguments: The trainer's.
-            given: What the user gave of them. When to save is as asked for; at the defaults not so often that saving
-                takes longer than training.
+            arguments: The trainer's arguments.
+            given: The user's values for them. Save settings in it are followed exactly; with the defaults, checkpoints
+                are skipped if saving would take longer than training.
             sampler: Called at the start and after each epoch.
         """
         self.path = path
         self.sampler = sampler
         self._shows_progress = logger.isEnabledFor(logging.INFO) and not arguments.disable_tqdm
         arguments.disable_tqdm = arguments.disable_tqdm or self._shows_progress
-        asked = {"save_steps", "save_strategy", "load_best_model_at_end"}
-        is_default = given is None or (isinstance(given, Mapping) and asked.isdisjoint(given))
-        # A checkpoint that falls due so soon after the one before is left out.
+        save_settings = {"save_steps", "save_strategy", "load_best_model_at_end"}
+        is_default = given is None or (isinstance(given, Mapping) and save_settings.isdisjoint(given))
+        # A checkpoint sooner than this after the previous one is skipped.
         self._least_save_seconds = MIN_SAVE_SECONDS if is_default else 0.0
         # Whether the run can be resumed from a checkpoint of this step.
         self.can_save: Callable[[], bool] = lambda: True
@@ -117,12 +117,12 @@ class RunLog(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Advance the bar; take samples after an epoch; log and evaluate the last step."""
+        """Advance the bar, decide whether to save, take samples after an epoch, and log and evaluate the last step."""
         self._advance(1, self._note)
         since_save = time.monotonic() - self._last_save
         if control.should_save and self._least_save_seconds:
             control.should_save = on_main_process(lambda: since_save >= self._least_save_seconds)
-        # Several processes would have to compare their clocks in every step.
+        # With several processes, they would have to synchronize their clocks in every step.
         if args.world_size == 1 and since_save >= SAVE_SECONDS:
             control.should_save = True
         control.should_save &= self.can_save()
@@ -156,7 +156,7 @@ class RunLog(TrainerCallback):
             return
         losses = {"train_loss": metrics.get("eval_train_loss"), "validation_loss": metrics.get("eval_loss")}
         self._write(state, "evaluation", **losses, **_read_rewards(metrics, "eval_"))
-        # Evaluation does not count for the tokens per second.
+        # Evaluation does not count towards the tokens per second.
         self._last_tokens, self._last_time = state.num_input_tokens_seen, time.monotonic()
 
     def on_save(self, *_: Any, **__: Any) -> None:
@@ -169,7 +169,7 @@ class RunLog(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Close the bar, whether training ended or failed."""
+        """Close the bar, also after an error."""
         self._bar.close()
 
     def _sample(self, args: TrainingArguments, state: TrainerState) -> None:
@@ -179,7 +179,7 @@ class RunLog(TrainerCallback):
             self._write(state, "samples", samples=samples)
             trackers: Any = args.report_to
             log_samples(trackers, samples, step=state.global_step, folder=self.path.parent)
-            # Sampling does not count for the tokens per second.
+            # Sampling does not count towards the tokens per second.
             self._last_time += time.monotonic() - start
 
     def _write(self, state: TrainerState, kind: str, **fields: Any) -> None:
@@ -195,7 +195,7 @@ class RunLog(TrainerCallback):
 
 
 def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]:
-    """Return the rewards that DPO and GRPO log, by our names, without those that applied to no answer."""
+    """Return the rewards that DPO and GRPO log, under our names, without those that applied to no answer."""
     logs = {name: value for name, value in logs.items() if value is not None and not math.isnan(value)}
     names = {
         "reward_margin": "rewards/margins",
@@ -203,13 +203,13 @@ def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]
         "reward": "reward",
         "answer_tokens": "completions/mean_length",
     }
-    found: dict[str, Any] = {ours: logs[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in logs}
+    values: dict[str, Any] = {ours: logs[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in logs}
     rewards = {match[1]: value for name, value in logs.items() if (match := _REWARD.fullmatch(name))}
-    return {**found, "rewards": rewards} if rewards else found
+    return {**values, "rewards": rewards} if rewards else values
 
 
 def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) -> None:
-    """Stop all processes if the loss is not finite; it was gathered, so they all see the same value."""
+    """Raise TrainingError if the loss is not finite; it was gathered, so all processes see the same value."""
     if not math.isfinite(loss):
         section = find_section(args)
         raise TrainingError(
@@ -248,7 +248,7 @@ def build_sampler(
 
 
 def _format_samples(samples: Sequence[dict[str, str]]) -> str:
-    """Return samples as indented text: each an instruction and its response."""
+    """Return samples as indented text, each with its instruction and response."""
     lines = []
     for sample in samples:
         question, response = (

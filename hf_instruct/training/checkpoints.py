@@ -1,4 +1,4 @@
-"""Checkpoints: check that they are complete and of this run, and that there is space for another."""
+"""Checkpoints: check that they are complete and belong to this run, and that there is space for another one."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Whether the run computes in bf16, as decided when it began.
+# File with the precision that was chosen at the start of the run.
 PRECISION = "precision.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -38,17 +38,19 @@ def build_origin(trainer: "RunTrainer", model: "PreTrainedModel", examples_sha25
 
 
 def find_checkpoint(folder: Path, origin: Origin) -> Path | None:
-    """Return the last complete checkpoint, or None; newer damaged ones are deleted, with a log line that says why.
+    """Return the last complete checkpoint, or None; newer damaged ones are deleted, with a warning.
 
     Args:
-        folder: Where the checkpoints are.
+        folder: Folder of the checkpoints.
         origin: The origin of the resumed run.
 
     Raises:
-        RunError: The checkpoint was made from something else, or cannot be checked.
+        RunError: The checkpoint has a different origin, or cannot be checked.
     """
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    for _, path in sorted(found, reverse=True):
+    checkpoints = [
+        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
+    ]
+    for _, path in sorted(checkpoints, reverse=True):
         manifest, damage = _inspect(path)
         if manifest is not None and damage is None:
             if manifest.origin is not None:
@@ -56,13 +58,13 @@ def find_checkpoint(folder: Path, origin: Origin) -> Path | None:
             return path
         logger.warning("Deleting %s, which is damaged (%s).", path, damage)
         shutil.rmtree(path, ignore_errors=True)
-    if found:
+    if checkpoints:
         logger.warning("No complete checkpoint is left in %s: training starts again from the first step.", folder)
     return None
 
 
 def _inspect(checkpoint: Path) -> tuple[Manifest | None, str | None]:
-    """Return a checkpoint's manifest and what is wrong with its files."""
+    """Return a checkpoint's manifest, or None, and the problem with its files, or None."""
     if not (checkpoint / MANIFEST).is_file() and (checkpoint / "trainer_state.json").is_file():
         raise RunError(
             f"`{checkpoint}` has no `{MANIFEST}`: an older version wrote it, or that file was deleted, so its other "
@@ -106,35 +108,35 @@ def clear_checkpoints(folder: Path, *, keep: bool) -> None:
     """Delete or keep the checkpoints of a run whose model is saved, and log their size."""
     from rich.filesize import decimal
 
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    size = decimal(sum(file.stat().st_size for path in found for file in path.rglob("*") if file.is_file()))
+    checkpoints = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    size = decimal(sum(file.stat().st_size for path in checkpoints for file in path.rglob("*") if file.is_file()))
     if keep:
-        if found:
+        if checkpoints:
             logger.info("Keeping %s of checkpoints in %s", size, folder)
         return
-    for path in found:
+    for path in checkpoints:
         shutil.rmtree(path, ignore_errors=True)
     (folder / PRECISION).unlink(missing_ok=True)
-    # It may hold the logs of a tracker, or be a link to another disk.
+    # The folder may contain the logs of a tracker, or be a link to another disk.
     with contextlib.suppress(OSError):
         folder.rmdir()
-    if found:
+    if checkpoints:
         logger.info("The model is saved; deleted %s of checkpoints (`keep_checkpoints: true` keeps them)", size)
 
 
 def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:
-    """Refuse to start a run if the disk is too small for its checkpoints.
+    """Check that the disk has enough space for the checkpoints of a run.
 
-    While a checkpoint is written, the previous one still exists. So this takes the trained weights with Adam's two
-    moments (fp32) twice, plus the model.
+    While a checkpoint is written, the previous one still exists. A run therefore needs space for the trained weights
+    with Adam's two moments (fp32) twice, plus the model.
 
     Args:
         model: The model; weights that require gradients are trained.
-        folder: Where they are written.
-        num_checkpoints: How many of these two are still to be written; 1 if one exists already.
+        folder: The run folder.
+        num_checkpoints: Number of these two that do not exist yet; 1 if the run is resumed.
 
     Raises:
-        TrainingError: Less than that is free.
+        TrainingError: There is not enough free space.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     needed = trained * 4 * (num_checkpoints * 3 + 1)

@@ -1,4 +1,4 @@
-"""DPO: train a model on preference pairs with TRL's `DPOTrainer`, with our prompts and the loss at the labels only."""
+"""DPO: train a model on preference pairs with TRL's `DPOTrainer`, our prompts, and the loss only at the labels."""
 
 import contextlib
 import functools
@@ -52,28 +52,28 @@ def train_dpo(  # noqa: PLR0913 - as `train`
 ) -> TrainingSummary:
     """Train a model with DPO to prefer the chosen answers; the reference is the given model.
 
-    The prompts' token ids are made by `prompt_format`, as when the model was fine-tuned. The model object is trained in
-    place.
+    Prompts are tokenized with `prompt_format`, as when the model was fine-tuned. The model is trained in place.
 
     Args:
         model: A full fine-tuned model; merge an adapter first.
         tokenizer: Its tokenizer.
-        pairs: `train` and `validation`, each rows as `load_pairs` returns them.
-        output_dir: Folder of `model/`, `training.jsonl` and the other files that `train` writes.
-        prompt_format: Of the fine-tuned model; by default `chat` for conversations, else `alpaca`.
-        args: A `DPOConfig`, or a mapping of its fields over the course's settings (beta 0.1, learning rate 5e-6).
+        pairs: The splits `train` and `validation`, with rows as returned by `load_pairs`.
+        output_dir: Folder for `model/`, `training.jsonl` and the other files that `train` writes.
+        prompt_format: Format of the fine-tuned model; by default `chat` for conversations, otherwise `alpaca`.
+        args: A `DPOConfig`, or a mapping of its fields that override the course's settings (beta 0.1, learning rate
+            5e-6).
         peft_config: A `LoraConfig` or its fields, for a new adapter; None trains all weights.
-        callbacks: For the trainer.
+        callbacks: Callbacks for the trainer.
         resume: Whether to continue from the last complete checkpoint.
         keep_checkpoints: Keep the checkpoints when training has finished.
 
     Returns:
-        What it took; losses are DPO's, in nats per pair. `training.jsonl` has margins and accuracies of the rewards.
+        A summary; losses are DPO's, in nats per pair. `training.jsonl` has margins and accuracies of the rewards.
 
     Raises:
         ConfigError: The settings are refused, or the model is an adapter or quantized.
-        DataError: There are no pairs, or an answer has no room behind its prompt within `max_length`.
-        RunError: `output_dir` contains a model already, or the checkpoint was made from something else.
+        DataError: There are no pairs, or a prompt leaves no space for an answer within `max_length`.
+        RunError: `output_dir` already contains a model, or the checkpoint has a different origin.
         TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
     _check_pairs(pairs)
@@ -116,7 +116,7 @@ def _check_pairs(pairs: Any) -> None:
         rows = pairs.get(name) if isinstance(pairs, Mapping) else None
         if missing := sorted(needed - set(getattr(rows, "column_names", ()))):
             raise ConfigError(
-                f"`pairs` has no {name} pairs, or they lack {', '.join(f'`{one}`' for one in missing)}; give "
+                f"`pairs` has no {name} pairs, or they lack {', '.join(f'`{column}`' for column in missing)}; give "
                 '{"train": load_pairs(...), "validation": load_pairs(...)}.'
             )
 
@@ -127,7 +127,7 @@ _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 def tokenize_pairs(
     pairs: "Dataset", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, *, max_length: int | None
 ) -> "Dataset":
-    """Return the rows that `DPOTrainer` reads, `prompt_ids`, `chosen_ids` and `rejected_ids`.
+    """Return rows for `DPOTrainer`, with `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
     Answers that do not fit into `max_length` are truncated.
 
@@ -145,7 +145,8 @@ def tokenize_pairs(
     full = []
     for pair, (prompt, chosen), (_, rejected) in zip(pairs, *sides, strict=True):
         room = max(longest - len(prompt), 0)
-        full += [f"`{pair['id']}`"] * (not room)
+        if not room:
+            full.append(f"`{pair['id']}`")
         for name, ids in zip(_COLUMNS, (prompt, chosen[:room], rejected[:room]), strict=True):
             rows[name].append(ids)
     if full:
@@ -157,26 +158,26 @@ def tokenize_pairs(
 
 
 def _choose_answer(pair: Mapping[str, Any], side: str) -> Example:
-    """Return a pair's example with the answer of a side as its output."""
+    """Return a pair's example with its chosen or rejected answer as the output."""
     turns = pair.get("messages") and [*pair["messages"][:-1], {"role": "assistant", "content": pair[side]}]
     return Example.of({**pair, "output": pair[side], "messages": turns})
 
 
 class PreferenceCollator:
-    """Puts the two answers of each pair into one row, with their shared prompt only once."""
+    """Puts both answers of each pair into one row, with their shared prompt only once."""
 
     def __init__(self, pad_id: int) -> None:
         self._segments = SegmentCollator(pad_id, weighted=False)
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return a batch of `SegmentCollator`'s, the chosen answers before the rejected ones, and `ref_*_logps`."""
+        """Return a batch of `SegmentCollator`, with the chosen answers before the rejected ones, and `ref_*_logps`."""
         rows = [
             build_row(pair["prompt_ids"], pair[side], max_length=None)
             for side in ("chosen_ids", "rejected_ids")
             for pair in pairs
         ]
         batch = self._segments(rows)
-        # By another name `Trainer` does not divide the loss by their number: DPO's is a mean over pairs.
+        # Renamed so that `Trainer` does not divide the loss by their number, because DPO's is a mean over pairs.
         batch["loss_labels"] = batch.pop("labels")
         batch["num_rows"] = len(rows)
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
@@ -186,11 +187,11 @@ class PreferenceCollator:
 
 
 class InstructDPOTrainer(RunTrainer, DPOTrainer):
-    """`DPOTrainer` on tokenized pairs; on a CPU several times faster, with the same loss.
+    """`DPOTrainer` for tokenized pairs; on a CPU several times faster, with the same loss.
 
-    There the two answers of a pair share their prompt and a batch its preamble, and log-probabilities are computed at
-    the answers only. Another loss than DPO's own, a model that this would not be exact for, and GPUs get TRL's
-    computation.
+    On a CPU, the answers of a pair share their prompt, a batch shares its preamble, and log-probabilities are only
+    computed at the answers. TRL's computation is used on GPUs, for losses other than DPO's own, and for models for
+    which this is not exact.
     """
 
     def __init__(self, model: Any, args: "DPOConfig", *, processing_class: Any, **keywords: Any) -> None:
@@ -210,7 +211,7 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
         super().__init__(model=model, args=args, processing_class=processing_class, **keywords)
 
     def _prepare_dataset(self, dataset: "Dataset", *_: Any, **__: Any) -> "Dataset":
-        """Return the rows as they are: `tokenize_pairs` made them."""
+        """Return the rows unchanged; they are already tokenized by `tokenize_pairs`."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: "Dataset", name: str, batch_size: int) -> "Dataset":
@@ -218,7 +219,7 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
         if not self._is_fast:
             if self.accelerator.num_processes == 1:
                 return super()._precompute_ref_logps(dataset, name, batch_size)
-            # TRL passes the values to the other processes in a file next to that of the rows, so all must see that.
+            # TRL shares the values in a file next to that of the rows, so all processes must see its folder.
             folder = Path(self.args.output_dir) / f"pairs-{name}"
             if self.is_world_process_zero():
                 dataset.save_to_disk(folder)
@@ -232,23 +233,23 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
             return dataset
         # The reference is the model without the new adapter.
         adapter = self.model.disable_adapter() if hasattr(self.model, "peft_config") else contextlib.nullcontext()
-        found: list[list[float]] = [[], []]
+        logps: list[list[float]] = [[], []]
         with progress_bar(f"Computing the reference, {name}", len(dataset)) as advance, torch.no_grad(), adapter:
             for start in range(0, len(dataset), batch_size):
                 pairs = dataset.select(range(start, min(start + batch_size, len(dataset))))
                 inputs = self._prepare_inputs(self.data_collator(pairs))
                 with self.accelerator.autocast():
                     sums = self._sum_log_probs(self.model, inputs).chunk(2)
-                for values, part in zip(found, sums, strict=True):
+                for values, part in zip(logps, sums, strict=True):
                     values += part.tolist()
                 advance(len(pairs), "")
-        dataset = dataset.add_column("ref_chosen_logps", found[0])
-        return dataset.add_column("ref_rejected_logps", found[1])
+        dataset = dataset.add_column("ref_chosen_logps", logps[0])
+        return dataset.add_column("ref_rejected_logps", logps[1])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return DPO's loss of a batch, in nats per pair: -log sigmoid of the difference of the two rewards."""
+        """Return DPO's loss for a batch, in nats per pair: -log sigmoid of the difference of the two rewards."""
         if not self._is_fast:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         margins = self._compute_margins(model, inputs)
@@ -260,7 +261,7 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the means over all pairs of loss, margin and accuracy of the rewards; see `Trainer`."""
+        """Return the means of the loss and of the rewards' margin and accuracy over all pairs; see `Trainer`."""
         if not self._is_fast:
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             return metrics
@@ -270,8 +271,8 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 margins.append(self.accelerator.gather_for_metrics(self._compute_margins(self.model_wrapped, inputs)))
-        whole = torch.cat(margins).float()
-        measured = {"loss": -functional.logsigmoid(whole), **_measure(whole)}
+        all_margins = torch.cat(margins).float()
+        measured = {"loss": -functional.logsigmoid(all_margins), **_measure(all_margins)}
         metrics = {f"{metric_key_prefix}_{name}": values.mean().item() for name, values in measured.items()}
         return self._report(metrics)
 
@@ -301,6 +302,6 @@ def _measure(margins: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _is_plain(args: "DPOConfig") -> bool:
-    """Return whether the settings ask for the loss of the DPO paper, with the reference computed beforehand."""
+    """Return whether the settings select the loss of the DPO paper, with the reference computed in advance."""
     changed = args.ld_alpha is not None or args.use_weighting or args.f_divergence_type != "reverse_kl"
     return args.loss_type == ["sigmoid"] and not changed and args.precompute_ref_log_probs and not args.loss_weights

@@ -1,4 +1,4 @@
-"""GRPO: train a model on rewards with TRL's `GRPOTrainer`, with our prompts, sampling and log-probabilities."""
+"""GRPO: train a model on rewards with TRL's `GRPOTrainer` and our prompts, sampling and log-probabilities."""
 
 import asyncio
 import contextlib
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., Sequence[float | None]]
-"""As TRL calls it: `prompts`, `completions`, `completion_ids` and the columns of the rows, a value each in a list."""
+"""Called by TRL with lists as keywords: `prompts`, `completions`, `completion_ids` and the columns of the rows."""
 
-# Held-out prompts that are answered at once.
+# Batch size for answering held-out prompts.
 _ANSWERED = 32
 
 
@@ -63,22 +63,23 @@ def train_grpo(  # noqa: PLR0913 - as `train`
 ) -> TrainingSummary:
     """Train a model with GRPO on rewards for its own answers, which are sampled and compared in groups.
 
-    The prompts' token ids are made by `prompt_format`, as when the model was fine-tuned. The model object is trained in
-    place.
+    Prompts are tokenized with `prompt_format`, as when the model was fine-tuned. The model is trained in place.
 
     Args:
-        model: A full fine-tuned model, or one quantized below a new adapter.
+        model: A full fine-tuned model, or a quantized one with a new adapter.
         tokenizer: Its tokenizer.
-        data: As that of `train`. Prompts of `train` are answered to learn, those of `validation` to measure, greedily.
+        data: As for `train`. The prompts of `train` are used for training, those of `validation` are answered greedily
+            for evaluation.
         reward_funcs: Each takes the keywords `prompts`, `completions`, `completion_ids` and the columns of the examples
-            (`id`, `instruction`, `input`, `output`, `category`), lists of one length, and returns a number for each
-            completion, or None if it does not apply. `build_rewards` makes them of reference metrics. Their weights
-            are `args.reward_weights`.
-        output_dir: Folder of `model/`, `training.jsonl` and the other files that `train` writes.
-        prompt_format: Of the fine-tuned model; by default `chat` for conversations, else `alpaca`.
-        args: A `GRPOConfig`, or a mapping of its fields over our settings (8 prompts a step, 8 answers to each).
+            (`id`, `instruction`, `input`, `output`, `category`), lists of the same length, and returns a number for
+            each completion, or None if it does not apply. `build_rewards` builds them from reference metrics. Their
+            weights are `args.reward_weights`.
+        output_dir: Folder for `model/`, `training.jsonl` and the other files that `train` writes.
+        prompt_format: Format of the fine-tuned model; by default `chat` for conversations, otherwise `alpaca`.
+        args: A `GRPOConfig`, or a mapping of its fields that override our settings (8 prompts per step, 8 answers to
+            each).
         peft_config: A `LoraConfig` or its fields, for a new adapter; None trains all weights.
-        callbacks: For the trainer.
+        callbacks: Callbacks for the trainer.
         resume: Whether to continue from the last complete checkpoint.
         keep_checkpoints: Keep the checkpoints when training has finished.
 
@@ -87,8 +88,8 @@ def train_grpo(  # noqa: PLR0913 - as `train`
 
     Raises:
         ConfigError: The settings are refused, or the model is an adapter.
-        DataError: A split is empty, or a prompt leaves no room for an answer.
-        RunError: `output_dir` contains a model already, or the checkpoint was made from something else.
+        DataError: A split is empty, or a prompt leaves no space for an answer.
+        RunError: `output_dir` already contains a model, or the checkpoint has a different origin.
         TrainingError: A reward function fails or returns no number, the disk is too small or full, memory runs out, or
             the loss is no longer a number.
     """
@@ -135,13 +136,13 @@ def train_grpo(  # noqa: PLR0913 - as `train`
 
 
 def build_prompts(examples: "Dataset", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> "Dataset":
-    """Return the rows that are answered: `prompt` (its text), `prompt_ids`, and what rewards may be computed from."""
+    """Return rows to answer, with `prompt` (its text), `prompt_ids`, and the columns for reward functions."""
     from datasets import Dataset
 
-    listed = list(iterate_examples(examples))
-    ids = prompt_format.encode_prompts(tokenizer, listed)
+    rows = list(iterate_examples(examples))
+    ids = prompt_format.encode_prompts(tokenizer, rows)
     columns = ("id", "instruction", "input", "output", "category")
-    values: dict[str, list[Any]] = {name: [getattr(example, name) for example in listed] for name in columns}
+    values: dict[str, list[Any]] = {name: [getattr(example, name) for example in rows] for name in columns}
     return Dataset.from_dict({"prompt": tokenizer.batch_decode(ids), "prompt_ids": ids, **values})
 
 
@@ -151,8 +152,8 @@ def _checked(function: Any) -> Any:
         return function
     name = get_callable_name(function)
 
-    def check(found: Any, columns: Mapping[str, Any]) -> list[float | None]:
-        ids, values = columns["id"], list(found)
+    def check(rewards: Any, columns: Mapping[str, Any]) -> list[float | None]:
+        ids, values = columns["id"], list(rewards)
         if len(values) != len(ids):
             raise TrainingError(f"The reward `{name}` returned {len(values)} values for {len(ids)} answers.")
         for id, text, value in zip(ids, columns["completions"], values, strict=True):
@@ -185,19 +186,19 @@ def _checked(function: Any) -> Any:
         with named(columns):
             return check(await function(**columns), columns)
 
-    # TRL logs the mean by this name; objects and partial functions have none.
+    # TRL logs the mean under this name; callable objects and partial functions have none.
     chosen: Any = call_async if is_async_callable(function) else call
     chosen.__name__ = name
     return chosen
 
 
 class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its imports are optional
-    """`GRPOTrainer` on prompts that are tokenized already; on a CPU faster, with the same answers and the same loss.
+    """`GRPOTrainer` for tokenized prompts; on a CPU faster, with the same answers and the same loss.
 
-    Answers are sampled by our decoding loop, which draws what `generate()` would, and their log-probabilities are
-    computed with the prompt once for all answers to it. A model or a setting that either would not be exact for gets
-    `generate()` and TRL's computation. Positions are counted from each prompt's first token in any case; TRL leaves
-    them to the model, and GPT-2 would count the padding.
+    Answers are sampled by our decoding loop, which draws the same tokens as `generate()`, and the prompt is computed
+    only once for the log-probabilities of all answers to it. `generate()` and TRL's computation are used for models and
+    settings for which this is not exact. Positions are always counted from each prompt's first token; TRL leaves them
+    to the model, and GPT-2 would count the padding.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
             is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             return load(*path, **settings) if is_sharded else copy.deepcopy(model).eval()
 
-        # The reference of `beta` is the model as it is now. TRL would load it by its path, without its revision.
+        # The reference for `beta` is the model before training. TRL would load it by its path, without its revision.
         grpo_trainer.create_model_from_path = build_reference
         try:
             super().__init__(
@@ -231,34 +232,34 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
     def _find_segments(self, base: "PreTrainedModel") -> SegmentCollator | None:
         args = self.args
         needs_more = self._entropy_bonus_enabled or args.top_entropy_quantile < 1.0 or self.aux_loss_enabled
-        # Recomputed activations would be computed outside of the attention of segments.
-        computes_again = args.gradient_checkpointing or args.activation_checkpointing
+        # Recomputed activations would not use the attention of segments.
+        recomputes = args.gradient_checkpointing or args.activation_checkpointing
         window = getattr(base.config.get_text_config(), "sliding_window", None)
         changes_head = args.temperature != 1.0 or args.cast_lm_head_to_fp32
-        if needs_more or computes_again or window or changes_head or not has_plain_head(base):
+        if needs_more or recomputes or window or changes_head or not has_plain_head(base):
             return None
         pad_id = int(self._tokenizer.pad_token_id)
         return SegmentCollator(pad_id, weighted=False) if build_segments(base, args, pad_id=pad_id) else None
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        """Return TRL's sampler, which shuffles an epoch by its number: a resumed run goes through the same prompts."""
+        """Return TRL's sampler, seeded by the epoch so that a resumed run goes through the same prompts."""
         sampler: Any = super()._get_train_sampler(dataset)
         if self.shuffle_dataset:
             sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        """Train, then close what the reward functions have opened; see `Trainer`."""
+        """Train, then close the reward functions that can be closed; see `Trainer`."""
         try:
             return super().train(*arguments, **keywords)
         finally:
             for function in self._given_rewards:
-                # Of a judge, whose connections belong to the loop that TRL runs asynchronous functions in.
+                # A judge's connections belong to the event loop in which TRL runs asynchronous functions.
                 if close := getattr(function, "close", None):
                     asyncio.run_coroutine_threadsafe(close(), self.async_loop).result()
 
     def can_save(self) -> bool:
-        """Return whether the next step begins with new answers: a checkpoint does not hold those that TRL keeps."""
+        """Return whether the next step begins with new answers, because a checkpoint does not contain buffered ones."""
         return bool(self._step % (self.args.steps_per_generation * self.num_iterations) == 0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -268,11 +269,11 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         return batch
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Return the ids that `build_prompts` made of each prompt."""
+        """Return the token ids of each prompt from `build_prompts`."""
         return self._prompt_ids, None, {}
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **keywords: Any) -> Any:
-        """Return the sampled ids of each prompt, up to and with the end, and no log-probabilities."""
+        """Return the sampled ids of each prompt, up to and including the end token, and no log-probabilities."""
         args = self.args
         if args.use_vllm or args.use_transformers_continuous_batching or self._is_sharded:
             return super()._generate_single_turn(prompt_ids, *others, **keywords)
@@ -285,7 +286,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         }
         if is_plain and can_decode(self.model):
             ends = set(self.eos_token_ids)
-            # Entered here, so that weights are cast once and not for each token.
+            # Autocast is entered here so that weights are cast once and not for each token.
             with generating(self.model), self.accelerator.autocast():
                 rows = decode(
                     self.model,
@@ -317,7 +318,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
             )
         size = batch_size or len(input_ids)
         batches = zip(torch.split(input_ids, size), torch.split(attention_mask, size), strict=True)
-        logps = torch.cat([self._compute_log_probs(self._segments, model, *one, logits_to_keep) for one in batches])
+        logps = torch.cat([self._compute_log_probs(self._segments, model, *batch, logits_to_keep) for batch in batches])
         return logps, torch.full_like(logps, math.nan), None
 
     def _compute_log_probs(
@@ -328,7 +329,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         attention_mask: torch.Tensor,
         logits_to_keep: int,
     ) -> torch.Tensor:
-        """Return the log-probability of each answer's tokens, [answers, tokens], 0 behind its end."""
+        """Return the log-probability of each answer's tokens, [answers, tokens], 0 after its end."""
         starts = attention_mask[:, :-logits_to_keep].sum(dim=1)  # tokens of each prompt
         rows = []
         for ids, seen, start in zip(input_ids, attention_mask.bool(), starts.tolist(), strict=True):
@@ -345,7 +346,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         return logps.index_put((answers, positions[where, columns + 1] - starts[answers]), -losses)
 
     def _place(self, model: Any) -> Any:
-        """Return the model as a function that also passes each token's position, if the model takes it."""
+        """Return the model as a function that also passes each token's position, if the model supports it."""
         if not self._takes_positions:
             return model
 
@@ -358,18 +359,18 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the mean rewards of greedy answers to the held-out prompts; TRL's sampled ones on sharded weights."""
+        """Return the mean rewards of greedy answers to the held-out prompts; with sharded weights TRL samples them."""
         if self._is_sharded:
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             return metrics
         rows: list[dict[str, Any]] = list(self.eval_dataset if eval_dataset is None else eval_dataset)  # type: ignore[arg-type]
         self.model.eval()
-        # Each process answers its share. TRL gathers equally many rewards from each, so the last one repeats rows.
+        # Each process answers its share. TRL gathers equally many rewards from each, so the last share repeats rows.
         total, rank = len(rows), self.accelerator.process_index
         share = math.ceil(total / self.accelerator.num_processes)
         rows = [rows[number % total] for number in range(rank * share, (rank + 1) * share)]
         answers = []
-        # `generate()` bypasses the `forward` that accelerate has wrapped in autocast.
+        # `generate()` bypasses the `forward` that Accelerate has wrapped in autocast.
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             for start in range(0, len(rows), _ANSWERED):
                 answers += generate_completions(
@@ -380,11 +381,11 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
                     max_new_tokens=self.max_completion_length,
                 )
         ids = [list(answer.token_ids) for answer in answers]
-        # As TRL decodes sampled answers, white space included: a reward has to see both alike.
+        # Decoded in the same way as TRL decodes sampled answers, including white space, so that rewards are comparable.
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         rewards = self._calculate_rewards(rows, [row["prompt"] for row in rows], texts, ids)  # [answers, functions]
         rewards = rewards[:total]
-        lengths = self.accelerator.gather(torch.tensor([len(one) for one in ids], device=rewards.device))[:total]
+        lengths = self.accelerator.gather(torch.tensor([len(answer) for answer in ids], device=rewards.device))[:total]
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         # As in training, an answer that no reward applies to does not count.
         totals[rewards.isnan().all(dim=1)] = math.nan
@@ -397,7 +398,7 @@ class InstructGRPOTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its
         return self._report(metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what is known; the fast path computes no entropies."""
+        """Log without the entropy if the fast path is used, which does not compute it."""
         if self._segments is not None:
             self._metrics["train"].pop("entropy", None)
         super().log(logs, start_time)
