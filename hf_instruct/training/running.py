@@ -1,4 +1,4 @@
-"""What SFT, DPO and GRPO have in common: set up a trainer in a run folder, resume, train, save, and summarize."""
+"""Code shared by SFT, DPO and GRPO: set up a trainer in a run folder, resume, train, save, and summarize."""
 
 import hashlib
 import itertools
@@ -41,7 +41,7 @@ _SAMPLE_ROWS = 3
 
 
 def load_training_splits(data: Any) -> CheckedSplits:
-    """Return the splits of a source, with at least one training and one validation example.
+    """Return the splits of the data, with at least one training and one validation example.
 
     Raises:
         DataError: The data has problems, or the training or the validation split is empty.
@@ -75,20 +75,20 @@ def run_training(  # noqa: PLR0913 - as `train`
     """Train a model with one of TRL's trainers in a run folder, save the model, and return a summary.
 
     Args:
-        build: Makes the trainer, given the keywords that all trainers take and those that `prepare` returns.
-        prepare: Given the resolved prompt format and TRL's configuration, returns the rows and what else the trainer
-            takes, and texts that tell these rows from others when the run resumes.
-        model: The model, which is trained in place and gets the token that ends an answer.
-        tokenizer: Its tokenizer, which gets the chat template of the format `chat`, and is saved with the model.
-        data: What is trained on, by split; conversations are put into prompts by the format `chat`.
+        build: The trainer's class, called with the arguments common to all trainers and those from `prepare`.
+        prepare: Called with the resolved prompt format and TRL's configuration; returns the trainer's arguments with
+            the rows, and texts that identify the rows when the run is resumed.
+        model: The model, which is trained in place; its end token is set to that of the prompt format.
+        tokenizer: Its tokenizer, which is saved with the model; the format `chat` sets its chat template.
+        data: The training data by split; conversations use the prompt format `chat`.
         kind: TRL's configuration: `SFTConfig`, `DPOConfig` or `GRPOConfig`.
         output_dir: The run folder; this and all below are as for `train`.
         samples: Examples; the first few are answered before training and after each epoch.
 
     Raises:
         ConfigError: The settings are refused, or the model or its prompts cannot be trained on.
-        RunError: The run has finished and its checkpoints are gone; or there is a model, or there are checkpoints, and
-            `resume` is off; or a checkpoint was made from something else.
+        RunError: The run has finished and its checkpoints are deleted; or there is a model or a checkpoint and `resume`
+            is off; or a checkpoint has a different origin.
         TrainingError: The disk is too small or full, or memory runs out.
     """
     from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
@@ -103,7 +103,7 @@ def run_training(  # noqa: PLR0913 - as `train`
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     fuse_activations(model)
     prompt_format = _resolve_prompts(run, model, tokenizer, prompt_format, resume=resume)
-    # Building the trainer also needs memory: it makes the adapter and moves the model to the GPU.
+    # Building the trainer also needs memory, because it adds the adapter and moves the model to the GPU.
     with translated_errors(run, section):
         arguments = resolve_arguments(args, model, run, kind=kind)
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None
@@ -117,7 +117,7 @@ def run_training(  # noqa: PLR0913 - as `train`
         # Problems with the model, such as a layer that cannot be adapted, are only found here.
         with translated_refusals(f"The `{section}` or the `lora` section is refused by TRL or PEFT:"):
             trainer = build(callbacks=[log, *callbacks], **given)
-        # Not tried with GRPO, which clips gradients by default.
+        # Not supported for GRPO, which clips gradients by default.
         if kind != "GRPOConfig":
             trainer.optimizer_cls_and_kwargs = build_optimizer(arguments)
     log.can_save = trainer.can_save
@@ -134,7 +134,7 @@ def run_training(  # noqa: PLR0913 - as `train`
 
 
 def _check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
-    """Refuse a model without trainable weights: an adapter as it is loaded, or a quantized model without an adapter."""
+    """Refuse models without trainable weights: a loaded adapter, or a quantized model without an adapter."""
     if hasattr(model, "peft_config") and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             "The model to train is an adapter:",
@@ -148,7 +148,7 @@ def _check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
 
 
 def _check_unfinished(run: RunFolder, *, resume: bool) -> None:
-    """Refuse a run that has finished, or has begun and is not to be resumed."""
+    """Raise RunError if the run has finished, or if it has begun and `resume` is off."""
     has_checkpoints = any(run.checkpoints.glob("checkpoint-*"))
     if run.training_summary.exists() and run.model.exists() and not has_checkpoints:
         raise RunError(
@@ -169,12 +169,12 @@ def _resolve_prompts(
     *,
     resume: bool,
 ) -> PromptFormat:
-    """Return the format of the prompts, that which a resumed run began with, and have model and tokenizer save it."""
+    """Return the prompt format, for a resumed run the original one, and set it on model and tokenizer."""
     if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
         prompt_format = run.load_prompt_format(CHAT)
     prompt_format = resolve_format(prompt_format, tokenizer)
     if prompt_format.name == CHAT:
-        # Saved with the model, so that any program asks it in these prompts.
+        # Saved with the model, so that any program uses these prompts.
         tokenizer.chat_template = prompt_format.template
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     return prompt_format
@@ -197,7 +197,7 @@ def _run_trainer(
     from hf_instruct.training.checkpoints import build_origin, check_disk_space, clear_checkpoints, find_checkpoint
     from hf_instruct.training.fast.casts import casting_linear_layers
 
-    # Replaced by the progress bar: the trainer's own prints a dictionary for each log.
+    # Prints a dict for each log; the progress bar replaces it.
     trainer.remove_callback(PrinterCallback)
     digest = hashlib.sha256()
     for text in texts:
@@ -205,14 +205,14 @@ def _run_trainer(
     if is_quantized(model):
         restore_float32(trainer.model)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        # One process alone cannot generate with weights that are sharded over all of them.
+        # A single process cannot generate with weights that are sharded over all processes.
         log.sampler = None
     origin = trainer.origin = build_origin(trainer, model, digest.hexdigest())
     checkpoint = on_main_process(lambda: find_checkpoint(run.checkpoints, origin)) if resume else None
     check_disk_space(trainer.model, run.path, num_checkpoints=1 if checkpoint else 2)
     if checkpoint:
         logger.info("Continuing from %s", checkpoint)
-        # The losses at this step are in the log already.
+        # The log already contains the losses at this step.
         trainer.args.eval_on_start = False
     place_tensorboard(trainer, run.path)
     casts = not hasattr(trainer.model, "peft_config") and trainer.args.bf16 and trainer.args.device.type == "cpu"
@@ -239,7 +239,7 @@ def _run_trainer(
 
 
 def _save_model(trainer: Any, run: RunFolder) -> None:
-    """Save the tuned model under a temporary name and rename it when complete; all processes take part."""
+    """Save the tuned model under a temporary name and rename it when complete; called by all processes."""
     partial = run.path / "model.partial"
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)
@@ -248,7 +248,7 @@ def _save_model(trainer: Any, run: RunFolder) -> None:
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         trainer.processing_class.save_pretrained(partial)
-        # A pickle that holds paths, which nothing reads.
+        # A pickle with local paths that nothing reads.
         (partial / "training_args.bin").unlink(missing_ok=True)
         write_manifest(partial, trainer.origin)
         shutil.rmtree(run.model, ignore_errors=True)
@@ -257,7 +257,7 @@ def _save_model(trainer: Any, run: RunFolder) -> None:
 
 @contextmanager
 def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator[None]":
-    """Remove what trainer, accelerator and optimizer added to a model: autocast, and steps in the backward pass."""
+    """Undo the changes to a model by Accelerate (autocast) and `BackwardAdamW` (hooks)."""
     from hf_instruct.training.fast.optimizer import BackwardAdamW
 
     try:
@@ -265,7 +265,7 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator
     finally:
         for name in ("forward", "_original_forward"):
             model.__dict__.pop(name, None)
-        # Wrapped by accelerate; None if training never began.
+        # Wrapped by Accelerate; None if training never began.
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         if isinstance(optimizer, BackwardAdamW):
             optimizer.detach()
@@ -273,7 +273,7 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator
 
 @contextmanager
 def translated_errors(run: RunFolder, section: str) -> "Iterator[None]":
-    """Turn a full disk, exhausted memory or a missing package into an error that names the section's settings."""
+    """Turn a full disk, exhausted memory or a missing package into an error that names the settings to change."""
     from safetensors import SafetensorError
 
     resume = f"`--resume` continues from the last complete checkpoint in `{run.checkpoints}`."
@@ -287,7 +287,7 @@ def translated_errors(run: RunFolder, section: str) -> "Iterator[None]":
             raise
         raise TrainingError(f"Writing to `{run.path}` failed: {error}. {disk_remedy(error)}, then {resume}") from error
     except RuntimeError as error:
-        # PyTorch's file writer and its CPU allocator both raise a bare RuntimeError about a failed enforcement.
+        # PyTorch's file writer and its CPU allocator both raise a plain RuntimeError with "enforce fail".
         text = str(error)
         if is_out_of_memory(error):
             raise TrainingError(
@@ -305,13 +305,13 @@ def _summarize(trainer: Any, run: RunFolder, seconds: float) -> TrainingSummary:
 
     rows = {row.step: row for row in read_rows(run.training_log, TrainingRow) if row.kind == "evaluation"}
     state, model = trainer.state, trainer.model
-    # The model that is saved is the one of that step.
+    # The step of the saved model.
     last = state.best_global_step if trainer.args.load_best_model_at_end else max(rows, default=0)
-    # One from before the first step is not the outcome; with `eval_strategy: no` there is no other.
+    # An evaluation before the first step is not the result; with `eval_strategy: no` it is the only one.
     before, after = rows.get(0), rows.get(last) if last else None
     num_trainable, num_parameters = (get_model_param_count(model, trainable_only=only) for only in (True, False))
     if is_quantized(model):
-        # Several weights share a number.
+        # Several quantized weights are stored in one number.
         num_trainable, num_parameters = model.get_nb_trainable_parameters()
     return TrainingSummary(
         seconds=round(seconds, 1),

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig
 
-# Rows of the training split whose loss is followed beside the validation loss: the course's five batches of eight.
+# Rows of the training split whose loss is evaluated next to the validation loss: the course's five batches of eight.
 _PROBE_ROWS = 40
-# The tokens of more rows are kept in a file and not in memory.
+# The tokens of larger datasets are kept in a file and not in memory.
 _MAX_IN_MEMORY = 50_000
 
 
@@ -45,24 +45,24 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
 ) -> TrainingSummary:
     """Fine-tune a model on examples: all weights, or a LoRA adapter.
 
-    `output_dir` then holds `model/` (loadable by `from_pretrained`), `prompt.jinja`, `training.jsonl`,
-    `training.json` and `loss.png`; until training has finished, also the last checkpoint.
+    Writes `model/` (loadable by `from_pretrained`), `prompt.jinja`, `training.jsonl`, `training.json` and `loss.png` to
+    `output_dir`; until training has finished, also the last checkpoint.
 
     Args:
         model: A causal language model in float32; it is trained in place.
-        tokenizer: Its tokenizer; for `chat` its chat template becomes the one that is trained on.
+        tokenizer: Its tokenizer; for `chat` its chat template is set to the one used in training.
         data: A `DatasetDict`, or a mapping of rows: `train` for training, `validation` for the validation loss; `test`
-            is not used. Anything else that `load_examples` takes is split as `split_examples` does.
+            is not used. Any other input of `load_examples` is split by `split_examples`.
         output_dir: A run folder.
-        prompt_format: A format or its name; by default `chat` for conversations, else `alpaca`.
-        loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone. Of rows with a prompt and
-            a completion it is the completion's, as in TRL.
+        prompt_format: A format or its name; by default `chat` for conversations, otherwise `alpaca`.
+        loss_on: Whether the loss is on `all` answers of a conversation, or only on the `last` one. For rows with a
+            prompt and a completion it is on the completion, as in TRL.
         args: Fields of TRL's `SFTConfig`, which override the course's defaults and the precision that is faster on this
-            machine; or an `SFTConfig`, which is used as it is, except for its `output_dir`.
-        peft_config: Fields of PEFT's `LoraConfig`, which override the course's defaults; or a `LoraConfig`, used as it
-            is. None trains all weights.
-        callbacks: As those of `Trainer`.
-        compute_metrics: As that of `Trainer`. It receives the logits of the whole validation split, so they have to fit
+            machine; or an `SFTConfig`, which is used unchanged, except for its `output_dir`.
+        peft_config: Fields of PEFT's `LoraConfig`, which override the course's defaults; or a `LoraConfig`, which is
+            used unchanged. None trains all weights.
+        callbacks: As for `Trainer`.
+        compute_metrics: As for `Trainer`. It receives the logits of the whole validation split, so they have to fit
             into memory, and evaluation is as slow as TRL's.
         resume: Continue from the last complete checkpoint in `output_dir`, if there is one.
         keep_checkpoints: Keep the checkpoints when training has finished.
@@ -71,10 +71,10 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         The summary of the training; its `log_history` is the trainer's.
 
     Raises:
-        ConfigError: An argument is of another type, TRL or PEFT refuse the settings, the model is an adapter, or its
+        ConfigError: An argument has another type, TRL or PEFT refuse the settings, the model is an adapter, or its
             prompts cannot be trained on.
         RunError: `output_dir` already contains a finished model, or checkpoints and `resume` is off; or the checkpoint
-            was made by another number of processes, on other examples or from another base model.
+            was made with another number of processes, other examples or another base model.
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
@@ -104,7 +104,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             "probe_dataset": rows.select(range(0, len(rows), spacing)[:_PROBE_ROWS]),
             "compute_metrics": compute_metrics,
         }
-        return given, (format_row(one) for name in ("train", "validation") for one in iterate_examples(splits[name]))
+        return given, (format_row(row) for name in ("train", "validation") for row in iterate_examples(splits[name]))
 
     return run_training(
         InstructTrainer,
@@ -139,11 +139,11 @@ def tokenize_examples(
     Args:
         max_length: Maximum number of tokens in a row; None for no limit.
         completion_only_loss: Whether prompt tokens are left out of the loss.
-        loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone.
-        num_proc: Processes to work in.
+        loss_on: Whether the loss is on `all` answers of a conversation, or only on the `last` one.
+        num_proc: Number of processes.
 
     Raises:
-        DataError: Some rows have no label left after truncation; the message has their number and the first ones.
+        DataError: Some rows have no label left after truncation; the message lists the first ones and their number.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -152,13 +152,13 @@ def tokenize_examples(
 
     def tokenize(batch: list[dict[str, Any]]) -> dict[str, list[Any]]:
         encoded = prompt_format.encode_examples(tokenizer, batch, loss_on=loss_on)
-        rows = [build_row(*one, max_length=max_length, completion_only_loss=completion_only_loss) for one in encoded]
+        rows = [build_row(*ids, max_length=max_length, completion_only_loss=completion_only_loss) for ids in encoded]
         return {
             "input_ids": [row["input_ids"] for row in rows],
             "labels": [row["labels"] for row in rows],
-            # Empty if there is a label.
+            # Numbers of prompt and completion tokens, or empty if there is a label.
             "unlabelled": [
-                [] if count_labels(row) else list(map(len, one[:2])) for row, one in zip(rows, encoded, strict=True)
+                [] if count_labels(row) else list(map(len, ids[:2])) for row, ids in zip(rows, encoded, strict=True)
             ],
         }
 
@@ -197,7 +197,7 @@ def _check_ids(splits: "Sequence[Dataset]", model: "PreTrainedModel") -> None:
 
 
 def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
-    """Return the training rows as `packing` and `shuffle_dataset` ask: our collators take packed rows apart again."""
+    """Return the rows packed and shuffled as set in the arguments; our collators unpack packed rows again."""
     if arguments.shuffle_dataset:
         rows = rows.shuffle(seed=arguments.seed)
     if not arguments.packing:
@@ -214,7 +214,7 @@ def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
 
 
 def _temporary_folder() -> Path:
-    """Return a folder beside the cache of `datasets` that is deleted when the program ends."""
+    """Return a new folder in the cache of `datasets` that is deleted when the program ends."""
     from datasets import config
 
     config.HF_DATASETS_CACHE.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel,
         **section.loading,
     )
     if is_main_process():
-        # From another folder, nobody could tell a folder's name from a Hub id.
+        # Recorded, because from another working directory a relative path looks like a Hub id.
         is_local, before = is_local_model(name), RunFolder(Path(name).parent)
         run.add_provenance(base_model_is_local=is_local)
         if experiment.start == SFT and is_local and before.config.is_file():
@@ -68,7 +68,7 @@ def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel,
 
 
 def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedModel") -> dict[str, Any]:
-    """Return the options of an experiment for any training function; frozen weights are halved if that is exact."""
+    """Return an experiment's arguments for the training functions; halves frozen weights if that is exact."""
     from hf_instruct.memory import give_back_freed_memory
     from hf_instruct.training.arguments import resolve_precision
     from hf_instruct.training.fast.casts import halve_linear_weights
@@ -78,7 +78,7 @@ def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedMode
     settings["run_name"] = name_tracked_run(run, settings)
     lora = experiment.lora
     if lora is not None and experiment.model.revision:
-        # PEFT stores it in the adapter, so that the adapter is never applied to another version of its base.
+        # PEFT stores the revision in the adapter, so that it is never applied to another version of its base.
         lora = {"revision": experiment.model.revision, **lora}
     if lora is not None and _only_multiplies(lora) and settings["bf16"] and count_processes() == 1:
         # Nothing uses this model object after the stage, so its frozen weights may be halved. (FSDP needs one dtype.)
@@ -94,7 +94,7 @@ def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedMode
 
 
 def log_summary(run: RunFolder, summary: TrainingSummary) -> None:
-    """Log what training took, and what was measured on held-out examples; keep the id of wandb's run."""
+    """Log time, memory and results of training, and save the id of its wandb run."""
     if (wandb := sys.modules.get("wandb")) and wandb.run and is_main_process():
         run.add_provenance(wandb_run=wandb.run.id)
     measure, before, after = "validation loss", summary.validation_loss_before, summary.validation_loss
@@ -113,10 +113,10 @@ def log_summary(run: RunFolder, summary: TrainingSummary) -> None:
 
 
 def _only_multiplies(lora: Mapping[str, Any]) -> bool:
-    """Return whether an adapter uses the frozen weights in matrix products only.
+    """Return whether an adapter only uses the frozen weights in matrix products.
 
     DoRA needs their norms, some initializations decompose them, and `modules_to_save` trains copies.
     """
-    begins = lora.get("init_lora_weights")
-    is_derived = isinstance(begins, str) and begins != "gaussian"
+    init = lora.get("init_lora_weights")
+    is_derived = isinstance(init, str) and init != "gaussian"
     return not (is_derived or lora.get("use_dora") or lora.get("modules_to_save"))

@@ -1,6 +1,6 @@
 """Log sample answers and results to the trackers in `train.report_to`: trackio, TensorBoard and wandb.
 
-Losses are logged by the callbacks of Transformers, which also begin the trackers' runs.
+Losses are logged by the callbacks of Transformers, which also start the trackers' runs.
 """
 
 import importlib
@@ -17,19 +17,19 @@ from hf_instruct.schema import MODELS
 
 
 def check_trackers(settings: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` where a tracker that `report_to` names in the settings of training is not installed."""
+    """Raise `ConfigError` if a tracker in `report_to` of the training settings is not installed."""
     for name in _list_trackers(settings):
         if name in ("trackio", "tensorboard", "wandb") and importlib.util.find_spec(name) is None:
             raise ConfigError(needs_package(f"`report_to: {name}`", name))
 
 
 def _list_trackers(settings: Mapping[str, Any]) -> Sequence[str]:
-    named = settings["report_to"] or []
-    return [named] if isinstance(named, str) else named
+    trackers = settings["report_to"] or []
+    return [trackers] if isinstance(trackers, str) else trackers
 
 
 def place_tensorboard(trainer: Any, folder: Path) -> None:
-    """Let the trainer's TensorBoard, if it has one, write into a run folder, where its checkpoints may be deleted."""
+    """Move the trainer's TensorBoard logs, if enabled, to the run folder, because checkpoints may be deleted."""
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     for callback in trainer.callback_handler.callbacks:
@@ -38,16 +38,16 @@ def place_tensorboard(trainer: Any, folder: Path) -> None:
 
 
 def name_tracked_run(run: RunFolder, train: Mapping[str, Any]) -> str:
-    """Return what trackers call a run: `train.run_name`, else its folder and when it was begun."""
+    """Return a run's name in trackers: `train.run_name`, otherwise its folder and start time."""
     return str(train.get("run_name") or f"{run.path.resolve().name} {run.read_provenance().created_at[:19]}")
 
 
 def log_samples(trackers: Sequence[str], rows: Sequence[Mapping[str, str]], *, step: int, folder: Path) -> None:
-    """Log sample answers as a table, to trackers whose run is under way.
+    """Log sample answers as a table, to trackers whose run is active.
 
     Args:
-        trackers: `report_to` of the trainer's arguments; those that know no tables are passed over.
-        rows: The columns of the table by name.
+        trackers: `report_to` of the trainer's arguments; trackers without tables are skipped.
+        rows: Rows of the table, with values by column name.
         step: The optimizer step.
         folder: The run folder.
     """
@@ -64,23 +64,24 @@ def log_samples(trackers: Sequence[str], rows: Sequence[Mapping[str, str]], *, s
 
 
 def log_results(run: RunFolder, experiment: Experiment) -> None:
-    """Log the mean scores and reference metrics of a run to its trackers, in the runs that its training began there."""
+    """Log the mean scores and reference metrics of a run to its trackers, in the tracker runs from its training."""
     settings = experiment.training
     values: dict[str, float] = {}
     for model in MODELS:
-        found = {name: metric.mean for name, metric in run.read_metrics(model).metrics.items()}
+        means = {name: metric.mean for name, metric in run.read_metrics(model).metrics.items()}
         scores = run.read_scores(model)
         if scores is not None and scores.mean is not None:
-            found["score"] = scores.mean
-        values |= {f"results/{model}/{name}": value for name, value in found.items()}
+            means["score"] = scores.mean
+        values |= {f"results/{model}/{name}": value for name, value in means.items()}
     name = name_tracked_run(run, settings)
     for kind in _list_trackers(settings) if values else ():
         if kind in ("trackio", "wandb"):
             tracker = importlib.import_module(kind)
-            how = {"project": settings.get("project", "huggingface")}
+            options = {"project": settings.get("project", "huggingface")}
             if kind == "wandb":
-                how = {"project": os.environ.get("WANDB_PROJECT", "huggingface"), "id": run.read_provenance().wandb_run}
-            tracker.init(name=name, resume="allow", **how)
+                project = os.environ.get("WANDB_PROJECT", "huggingface")
+                options = {"project": project, "id": run.read_provenance().wandb_run}
+            tracker.init(name=name, resume="allow", **options)
             tracker.log(values)
             tracker.finish()
         elif kind == "tensorboard":

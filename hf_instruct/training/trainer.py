@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 
 class RunTrainer(Trainer):
-    """What a run changes in TRL's trainers: complete checkpoints, tokens counted per example, no telemetry.
+    """Mixin that overrides TRL's trainers for runs: complete checkpoints, tokens counted per example, no telemetry.
 
-    A mix-in; it comes before the trainer's class.
+    In a class definition it comes before the trainer's class.
     """
 
-    # What the run was made from, for the manifests of its checkpoints; set by `run_training` only.
+    # The origin of the run, for the manifests of its checkpoints; only set by `run_training`.
     origin: Origin | None = None
     args: Any
     model: Any
-    # The context that the model needs for batches of segments.
+    # Context in which the model supports batches of segments.
     _attention: "Callable[[], AbstractContextManager[Any]]" = contextlib.nullcontext
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -51,11 +51,11 @@ class RunTrainer(Trainer):
         self.add_callback(KeepMemory())
 
     def can_save(self) -> bool:
-        """Return whether the run could be continued from a checkpoint of this step."""
+        """Return whether the run could be resumed from a checkpoint at this step."""
         return True
 
     def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        """Return the loss of a batch after its backward pass, which may compute activations again."""
+        """Return the loss of a batch after its backward pass, which may recompute activations."""
         with self._attention():
             loss: torch.Tensor = super().training_step(*arguments, **keywords)
         return loss
@@ -64,23 +64,23 @@ class RunTrainer(Trainer):
         if "num_tokens" not in inputs:
             super()._track_num_input_tokens(inputs)  # type: ignore[no-untyped-call]
             return
-        # `Trainer` would take the sum of the mask, which is not the number of tokens if the mask is 4-D.
+        # `Trainer` would sum the mask, which is not the number of tokens if the mask is 4-D.
         count: Any = inputs["num_tokens"]
         if self.accelerator.num_processes > 1:
             count = int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), "sum"))
         self.state.num_input_tokens_seen += count
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        # `Trainer` computes the norm for its log even if nothing is clipped: two passes over all gradients.
+        # `Trainer` computes the norm for its log even without clipping, which takes two passes over all gradients.
         if not self.args.max_grad_norm:
             return None
         return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        """Train an epoch, but not after the last step, where `Trainer` would take one more step.
+        """Train an epoch, except after the last step.
 
-        It does so when it resumes from the checkpoint of the last step in the middle of an epoch, which is left if the
-        run was killed before the model was saved.
+        If a run is killed between its last checkpoint and saving the model, and the last step is in the middle of an
+        epoch, `Trainer` would train one step too many when resuming.
         """
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*arguments, **keywords)  # type: ignore[no-untyped-call]
@@ -111,7 +111,7 @@ class RunTrainer(Trainer):
         return metrics
 
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
-        """Write no card into a run's checkpoints: publishing writes the model's own."""
+        """Skip the model card in a run's checkpoints; publishing writes the card of the model."""
         if self.origin is None:
             super().create_model_card(*arguments, **keywords)
 
@@ -122,13 +122,13 @@ class RunTrainer(Trainer):
 class InstructTrainer(RunTrainer, SFTTrainer):
     """A drop-in replacement for `SFTTrainer`: several times faster on a CPU, with the same loss.
 
-    Logits are computed only for labels, and a batch has no padding and each shared prompt prefix only once. On a CPU,
-    TRL computes logits at every position, and entropy and accuracy as well; on the course's data only a third of the
-    positions carry a label. If this is not exact for a model or a setting, TRL's computation is used, with a line in
-    the log. `compute_metrics` needs all logits: evaluation is TRL's then.
+    Logits are only computed for labels, and a batch has no padding and each shared prompt prefix only once. On a CPU,
+    TRL computes logits at every position, and also entropy and accuracy; on the course's data only a third of the
+    positions have a label. If this is not exact for a model or a setting, TRL's computation is used, which is logged.
+    With `compute_metrics`, which needs all logits, TRL evaluates.
 
     Args:
-        model: As `SFTTrainer`'s; the arguments that are not listed too.
+        model: As for `SFTTrainer`, like all arguments that are not listed.
         args: An `SFTConfig`.
         data_collator: Your own collator; by default the fastest one that is exact for the model.
         probe_dataset: A fixed part of the training rows; its mean loss is logged as `eval_train_loss`.
@@ -149,15 +149,15 @@ class InstructTrainer(RunTrainer, SFTTrainer):
         routers = getattr(config, "output_router_logits", None)
         super().__init__(model, args, data_collator, *arguments, **keywords)
         if config is not None and routers is not None:
-            # TRL requests them in its own calls. With the config set, they would also be requested in generation, where
-            # their loss fails with a cached prompt, and whenever the saved model is loaded.
+            # TRL requests router logits in its own calls. If set in the config, they would also be requested in
+            # generation, where their loss fails with a cached prompt, and by every user of the saved model.
             config.output_router_logits = routers
         self.probe_dataset = probe_dataset
         adapter = getattr(self.model, "active_peft_config", None)
         base = without_adapter(self.model)
         self._has_plain_loss = not self._is_vision_dataset and has_plain_loss(base, self.args)
         if self._has_plain_loss and self.args.ddp_find_unused_parameters is None and uses_all_weights(base):
-            # By default, `Trainer` lets every process look for weights without a gradient in every step.
+            # By default, `Trainer` makes every process look for weights without a gradient in every step.
             self.accelerator.ddp_handler.find_unused_parameters = False
         if data_collator is None and not self._is_vision_dataset:
             pad_id = int(self._tokenizer.pad_token_id or 0)
@@ -176,14 +176,14 @@ class InstructTrainer(RunTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the loss of a batch: the sum over labels divided by `num_items_in_batch` (this batch's, if None)."""
+        """Return the loss of a batch: the sum over labels divided by `num_items_in_batch` (default: its labels)."""
         if not self._has_plain_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         sums, counts = self.sum_losses(model, inputs)
         num_labels = counts.sum() if num_items_in_batch is None else num_items_in_batch
         loss = sums.sum() / torch.as_tensor(num_labels, device=sums.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # It counts the labels of all processes, and DDP averages the gradients over processes.
+            # `num_items_in_batch` counts the labels of all processes, and DDP averages the gradients over processes.
             loss = loss * self.accelerator.num_processes
         if not return_outputs:
             return loss
@@ -193,13 +193,16 @@ class InstructTrainer(RunTrainer, SFTTrainer):
     def sum_losses(
         self, model: torch.nn.Module, inputs: "Mapping[str, torch.Tensor]"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each row's summed loss in nats, [rows], and how many labels of examples that is, [rows]."""
+        """Return each row's summed loss in nats, [rows], and its number of labels, [rows].
+
+        A label that several examples share counts once for each of them.
+        """
         labels = inputs["labels"]  # [rows, seq]
         weights = inputs["label_weights"][:, 1:] if "label_weights" in inputs else labels[:, 1:] != IGNORED
-        owners, columns = find_labels(labels)  # the row each label is in, and where
-        others = {name: value for name, value in inputs.items() if name not in TRAINER_KEYS}
-        losses = model(**others, use_cache=False, loss_labels=labels)  # [labels]
-        sums = losses.new_zeros(len(labels)).index_add(0, owners, losses * weights[owners, columns])
+        rows, columns = find_labels(labels)  # [labels] each
+        plain = {name: value for name, value in inputs.items() if name not in TRAINER_KEYS}
+        losses = model(**plain, use_cache=False, loss_labels=labels)  # [labels]
+        sums = losses.new_zeros(len(labels)).index_add(0, rows, losses * weights[rows, columns])
         return sums, weights.sum(dim=1)
 
     def mean_loss(self, dataset: "Dataset | str") -> float:
@@ -220,7 +223,7 @@ class InstructTrainer(RunTrainer, SFTTrainer):
                     # TRL's mean over the batch, distributed over its rows.
                     loss: Any = super().compute_loss(self.model_wrapped, inputs)
                     sums = loss * counts
-            # Drops the rows that were repeated so that all processes have equal batches.
+            # Drops the rows that were repeated to give all processes equal batches.
             sums, counts = self.accelerator.gather_for_metrics((sums.float(), counts))
             total += sums.sum().item()
             labels += int(counts.sum().item())
@@ -231,7 +234,7 @@ class InstructTrainer(RunTrainer, SFTTrainer):
     ) -> dict[str, float]:
         """Log and return `eval_loss`, the exact mean over all labels, and `eval_train_loss` on the `probe_dataset`.
 
-        With `compute_metrics`, and for several datasets at once, `SFTTrainer` evaluates.
+        With `compute_metrics` or a dict of datasets, `SFTTrainer` evaluates.
         """
         if self.compute_metrics is not None or isinstance(eval_dataset or self.eval_dataset, dict):
             return dict(super().evaluate(eval_dataset, ignore_keys, metric_key_prefix))
@@ -252,10 +255,10 @@ class InstructTrainer(RunTrainer, SFTTrainer):
             return super().prediction_step(*arguments, **keywords)
 
     def get_eval_dataloader(self, eval_dataset: "Dataset | str | None" = None) -> "DataLoader[Any]":
-        """Return the batches of a dataset; padded if there are several processes, and for `compute_metrics`.
+        """Return the batches of a dataset; padded with several processes and for `compute_metrics`.
 
-        Rows are repeated so that all processes have equal batches; they can only be dropped again if each example has
-        its own row.
+        Rows are repeated to give all processes equal batches, and can only be dropped again if each example has its own
+        row.
         """
         # With persistent workers, `Trainer` keeps one loader for all datasets: the probe would be the validation split.
         self.__dict__.pop("_eval_dataloaders", None)
@@ -273,5 +276,5 @@ class InstructTrainer(RunTrainer, SFTTrainer):
         if not batch_samples or "label_weights" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         count = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
-        # As for labels that are not shared: summed over all processes if the gradients are averaged over them.
+        # Summed over all processes if the gradients are averaged over them, as in `Trainer`.
         return self.accelerator.gather(count).sum() if self.args.average_tokens_across_devices else count
