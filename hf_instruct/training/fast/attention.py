@@ -1,8 +1,8 @@
 """Attention within the segments of one long row: each attends to its shared prefix and itself.
 
-PyTorch's `scaled_dot_product_attention` with a mask computes all pairs of tokens of a row on a CPU, of which a row of
-examples needs a fifth or less. Here, segments of similar length form a block with the keys that they attend to, and a
-block takes a few batched matrix products.
+On a CPU, PyTorch's `scaled_dot_product_attention` with a mask computes all pairs of tokens in a row, but a row of
+examples needs at most a fifth of them. Here, segments of similar length and the keys that they attend to form a block,
+which takes a few batched matrix products.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NAME = "hf_instruct_segments"
-# Options of attention that some models use and this does not support.
+# Options of attention that some models use and that are not supported here.
 _UNKNOWN = ("cache", "position_bias", "s_aux", "softcap")
-# Queries of a segment in one block: keys that only the last of them sees are computed for all.
+# Maximum queries of a segment in one block, because keys that only the last one sees are computed for all.
 _MAX_QUERIES = 64
-# Scores of a block per head: few enough for those of all heads to fit into a CPU's cache.
+# Maximum scores of a block per head, so that those of all heads fit into a CPU's cache.
 _MAX_SCORES = 48_000
-# Attention weights on more keys than this are recomputed in the backward pass: stored, they grow quadratically.
+# Attention weights on more keys than this are recomputed in the backward pass, because their size is quadratic.
 _MAX_KEPT_KEYS = 512
 # Queries and keys of a block are padded to a multiple of this, because a CPU builds a kernel for each new shape.
 _MULTIPLE = 16
@@ -39,7 +39,7 @@ class Segment:
 
     Attributes:
         prefix: Indices in the row of the shared prefix.
-        start: Index of the first own token of their example.
+        start: Index of the first token of their example after the prefix.
         first: Index of their first token.
         end: Index after their last token.
     """
@@ -138,8 +138,7 @@ def _build_block(group: Sequence[Segment], *, padding: int) -> _Block:
     keys = torch.full((len(group), num_keys), padding)
     for row, segment in enumerate(group):
         queries[row, : segment.num_queries] = torch.arange(segment.first, segment.end)
-        own = range(segment.start, segment.end)
-        keys[row, : segment.num_keys] = torch.tensor([*segment.prefix, *own])
+        keys[row, : segment.num_keys] = torch.tensor([*segment.prefix, *range(segment.start, segment.end)])
     before = torch.tensor([segment.num_keys - segment.num_queries for segment in group])
     last_seen = before[:, None] + torch.arange(num_queries)  # [segments, queries]
     return _Block(queries, keys, torch.arange(num_keys) > last_seen[:, :, None])
@@ -230,16 +229,16 @@ def _collect(parts: Sequence[Tensor], segments: Segments) -> Tensor:
     return torch.cat([*parts, padding], dim=1).index_select(1, segments.indices)
 
 
-def _multiply_in_fp32(one: Tensor, other: Tensor) -> Tensor:
+def _multiply_in_fp32(left: Tensor, right: Tensor) -> Tensor:
     """Return the batched matrix product of two tensors in fp32, without rounding either."""
     settings: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  (its types do not name it)
     before = settings.fp32_precision
-    if one.dtype == torch.bfloat16:
-        # As fp32 they still hold bf16 numbers: multiplied as bf16, the result is the same, and several times faster.
+    if left.dtype == torch.bfloat16:
+        # The values are still bf16 numbers, so multiplying them as bf16 gives the same result several times faster.
         settings.fp32_precision = "bf16"
     try:
         with torch.autocast("cpu", enabled=False):
-            return torch.bmm(one.float(), other.float())
+            return torch.bmm(left.float(), right.float())
     finally:
         settings.fp32_precision = before
 
@@ -256,16 +255,16 @@ def _attend(
     dropout: float = 0.0,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as Transformers' `sdpa` does, or within segments if they are given.
+    """Compute attention like Transformers' `sdpa`, or within segments if they are given.
 
     Args:
         module: The attention layer.
         query: [1, heads, row, size].
-        key: [1, key heads, row, size]; each serves `heads / key heads` heads.
-        value: As `key`.
+        key: [1, key heads, row, size]; each is used by `heads / key heads` heads.
+        value: Same shape as `key`.
         attention_mask: Ignored if segments are given.
         segments: Which tokens attend to which.
-        scaling: Of the scores; one over the root of `size` by default.
+        scaling: Factor for the scores; default: `size ** -0.5`.
         dropout: Rate at which attention weights are dropped.
 
     Returns:
@@ -274,8 +273,8 @@ def _attend(
     if segments is None:
         settings |= {"scaling": scaling, "dropout": dropout}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    if asked := [name for name in _UNKNOWN if settings.get(name) is not None]:
-        raise NotImplementedError(f"Attention within segments does not support `{asked[0]}`.")
+    if unsupported := [name for name in _UNKNOWN if settings.get(name) is not None]:
+        raise NotImplementedError(f"Attention within segments does not support `{unsupported[0]}`.")
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -285,5 +284,5 @@ def _attend(
 
 
 def segment_attention(model: "PreTrainedModel") -> contextlib.AbstractContextManager[None]:
-    """Let a model with SDPA on a CPU accept `segments` as a keyword, and attend within them."""
+    """Make a model with SDPA on a CPU accept the keyword `segments` and compute attention within them."""
     return attending_by(model, _NAME, _attend)

@@ -1,4 +1,4 @@
-"""Linear layers that cast their weights to bf16 on use, so that no second copy of the model is kept."""
+"""Linear layers that cast their weights to bf16 on use, so that no second copy of the model is stored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _CastLinear(torch.autograd.Function):
-    """A linear layer under autocast, except that the backward pass casts the weight again instead of keeping it."""
+    """A linear layer under autocast that casts the weight again in the backward pass instead of keeping the copy."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,13 +38,13 @@ class _CastLinear(torch.autograd.Function):
 
 @contextmanager
 def casting_linear_layers(model: "PreTrainedModel", *, enabled: bool) -> Iterator[None]:
-    """Let a model's fp32 linear layers, the output head left out, cast their weights again at each use under autocast.
+    """Make a model's fp32 linear layers, except the output head, cast their weights at each use under autocast.
 
     Autocast keeps a bf16 copy of every weight from the forward to the backward pass: 0.6 GB for GPT-2 medium. The
-    results are the same, and the second cast takes as long as reading the copy from memory would.
+    results are the same, and the second cast takes as long as reading the copy from memory.
     """
     head = model.get_output_embeddings()
-    # Not their subclasses, which may compute something else.
+    # Without subclasses, which may compute something else.
     layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D) and module is not head]
     for layer in layers if enabled else ():
         layer.forward = _build_forward(layer)
@@ -60,7 +60,7 @@ def _build_forward(layer: nn.Module) -> Any:
     is_transposed = isinstance(layer, nn.Linear)
 
     def forward(inputs: Tensor) -> Tensor:
-        # In generation, autocast keeps its own copies from token to token.
+        # In generation, autocast's own copies are reused from token to token.
         if not torch.is_autocast_enabled(inputs.device.type) or torch.is_inference_mode_enabled():
             return original(inputs)  # type: ignore[no-any-return]
         weight: Any = layer.weight
@@ -73,11 +73,11 @@ def _build_forward(layer: nn.Module) -> Any:
 
 
 def halve_linear_weights(model: "PreTrainedModel") -> None:
-    """Keep the weights of all linear layers but the output head in bf16, in place, at half their memory.
+    """Convert the weights of all linear layers except the output head to bf16, in place, which halves their memory.
 
-    For a model whose weights (not biases) are frozen and that computes under bf16 autocast, which casts every such
-    weight to bf16 anyway and would keep both. The results do not change. Afterwards the model only works under
-    autocast, and its original tensors are gone, also for other references to them.
+    For models with frozen weights (not biases) under bf16 autocast, which casts these weights to bf16 anyway and would
+    keep both. The results do not change. Afterwards the model only works under autocast, and the contents of the
+    original tensors are lost, also for other references to them.
     """
     head = model.get_output_embeddings()
     for module in model.modules():
@@ -88,7 +88,7 @@ def halve_linear_weights(model: "PreTrainedModel") -> None:
             if original.dtype != torch.float32:
                 # Quantized, or halved already because two layers share it.
                 continue
-            # The others are copied: the file of the weights stays mapped as long as any tensor uses it.
+            # All other tensors are copied, because the weights file stays mapped as long as any tensor uses it.
             parameter.data = original.to(torch.bfloat16) if is_halved else original.clone()
             if is_halved:
                 drop_pages(original)

@@ -10,15 +10,15 @@ from hf_instruct.prompt_tokens import IGNORED
 if TYPE_CHECKING:
     import torch
 
-# Widths are rounded up to a multiple of this, so that there are few matrix shapes: a CPU builds a kernel for each.
+# Widths are rounded up to a multiple of this for fewer matrix shapes, because a CPU builds a kernel for each.
 WIDTH_MULTIPLE = 16
-# Keys of a batch that are for the trainer and not for the model.
+# Keys of a batch for the trainer, which the model does not get.
 TRAINER_KEYS = ("labels", "label_weights", "num_tokens")
 _PREFIX, _PADDING = 0, -1
 
 
 def unpack(rows: Sequence[Mapping[str, list[int]]]) -> list[dict[str, list[int]]]:
-    """Return the examples of rows: one per row, or as many as `seq_lengths` has in a row that TRL packed."""
+    """Return the examples in rows: one per row, or one for each of the `seq_lengths` of a row packed by TRL."""
     examples = []
     for row in rows:
         ids, start = list(row["input_ids"]), 0
@@ -31,10 +31,10 @@ def unpack(rows: Sequence[Mapping[str, list[int]]]) -> list[dict[str, list[int]]
 
 
 class PaddingCollator:
-    """Pads a batch on the right to its longest example; padding is masked and carries no loss."""
+    """Pads a batch on the right to its longest example; padding is masked and has no loss."""
 
     def __init__(self, pad_id: int, multiple_of: int | None = None) -> None:
-        """Pad with this id, to a multiple; the id does not matter, because it is masked."""
+        """Pad with this id, whose value does not matter, because it is masked, to a multiple of `multiple_of`."""
         self.pad_id = pad_id
         self.multiple_of = multiple_of or 1
 
@@ -58,22 +58,22 @@ class PaddingCollator:
 class PrefixSharingCollator:
     """Concatenates the examples of a batch into few rows, each with its shared prompt prefix only once.
 
-    With a 4-D mask each example attends to the prefix and itself, and its positions continue from the prefix. So every
-    token is computed from the same tokens as in a row of its own, and the loss equals that of the padded batch. Half of
-    the tokens of a batch of Alpaca prompts are preamble or padding, which this removes. Examples are sorted by their
-    tokens first, so that those with the same template or instruction are in one row and share more.
+    With a 4-D mask each example attends to the prefix and itself, and its positions continue from the prefix. Each
+    token therefore attends to the same tokens as in a separate row, and the loss equals that of the padded batch. Half
+    of the tokens in a batch of Alpaca prompts are preamble or padding, which is removed. Examples are first sorted by
+    their tokens, so that those with the same template or instruction are in one row and share more.
 
     It works with any causal language model that respects a 4-D mask and `position_ids` under SDPA or eager attention,
-    and as the `data_collator` of any trainer whose rows have `input_ids` and `labels` (TRL's do). With dropout,
-    examples that share a prefix share its noise.
+    and as the `data_collator` of any trainer whose rows have `input_ids` and `labels`, such as TRL's. With dropout,
+    examples that share a prefix also share its dropout noise.
 
     Args:
         pad_id: Padding id; its value does not matter, because it is masked.
         row_length: Maximum number of tokens in a row; a longer example gets its own row. Attention is quadratic in it.
-        additive_mask: Return the mask as numbers to add to the scores, for eager attention, and not as booleans, for
+        additive_mask: Return the mask as numbers to add to the scores, for eager attention, instead of booleans, for
             SDPA.
-        weighted: Also share tokens that carry a label (as when the loss is on the whole text), and return
-            `label_weights` and `num_tokens` for a trainer that reads them, as `InstructTrainer` does.
+        weighted: Also share tokens with a label (for a loss on the whole text), and return `label_weights` and
+            `num_tokens` for trainers that use them, such as `InstructTrainer`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PrefixSharingCollator:
         Returns:
             `input_ids`, `position_ids` and `labels`, each [rows, width]; `attention_mask`, [rows, 1, width, width];
             if `weighted`, also `label_weights`, [rows, width], the number of examples for which a label counts (0
-            if there is none), and `num_tokens`, the tokens of all examples, a plain number.
+            if there is none), and `num_tokens`, the number of tokens of all examples, an int.
         """
 
         examples = _sort(rows)
@@ -111,13 +111,12 @@ class PrefixSharingCollator:
 class SegmentCollator:
     """Concatenates the examples of a batch into one row, with each shared prompt prefix only once.
 
-    As `PrefixSharingCollator` with weights, for a model under `segment_attention`: `segments` and not a mask says which
-    tokens attend to which, so a row may be of any length, and prefixes are not repeated.
+    Like `PrefixSharingCollator` with weights, but for a model under `segment_attention`: `segments` replaces the mask,
+    so a row can have any length, and prefixes are not repeated.
 
     Args:
-        pad_id: Padding id; its value does not matter, because nothing attends to it.
-        weighted: Also share tokens that carry a label. Otherwise each label belongs to one example, and `owners` says
-            to which.
+        pad_id: Padding id; its value does not matter, because no token attends to it.
+        weighted: Also share tokens with a label. Otherwise each label belongs to one example, given by `owners`.
     """
 
     def __init__(self, pad_id: int, *, weighted: bool = True) -> None:
@@ -128,20 +127,19 @@ class SegmentCollator:
         """Return a batch of one row.
 
         Returns:
-            `input_ids`, `position_ids`, `labels` and `label_weights` (or `owners`, the index in `rows` of the example
-            that each token is of), each [1, width]; `segments`, for attention;
-            `attention_mask`, [1, 1, 1, 1], so that models do not build one; `num_tokens`, the tokens of all
-            examples, a plain number.
+            `input_ids`, `position_ids`, `labels` and `label_weights` (or `owners`, the index in `rows` of each token's
+            example), each [1, width]; `segments`, for attention; `attention_mask`, [1, 1, 1, 1], so that models do not
+            build one; `num_tokens`, the number of tokens of all examples, an int.
         """
         import torch
 
         from hf_instruct.training.fast.attention import Segment, build_segments
 
         examples = _sort(rows)
-        whole = _PackedRow([], [], [], [], [], [])
+        packed = _PackedRow([], [], [], [], [], [])
         segments = []
         for row in _fill_rows(examples, sys.maxsize, weighted=self.weighted):
-            start = len(whole.ids)
+            start = len(packed.ids)
             prefix = range(start, start + row.shared)
             if prefix:
                 segments.append(Segment(range(0), prefix.start, prefix.start, prefix.stop))
@@ -149,10 +147,10 @@ class SegmentCollator:
             for example in row.members:
                 start, end = end, end + len(example.ids) - row.shared
                 segments.append(Segment(prefix, start, start, end))
-            whole.extend(_pack(row.members, row.shared))
+            packed.extend(_pack(row.members, row.shared))
         # At least one token of padding, which attention uses as a placeholder.
-        width = (len(whole.ids) // WIDTH_MULTIPLE + 1) * WIDTH_MULTIPLE
-        batch = _fill_up([whole], width, self.pad_id)
+        width = (len(packed.ids) // WIDTH_MULTIPLE + 1) * WIDTH_MULTIPLE
+        batch = _fill_up([packed], width, self.pad_id)
         del batch["members"], batch["owners" if self.weighted else "label_weights"]
         batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         batch["num_tokens"] = sum(len(example.ids) for example in examples)
@@ -166,10 +164,10 @@ class _Example:
 
     Attributes:
         ids: Its tokens.
-        labels: Its labels; the first token, which nothing predicts, has none.
-        index: Which row of the batch it is.
-        common: Number of first tokens that it has in common with the example before it, labels included.
-        free: Number of first tokens that can always be shared: those before the token that predicts the first label.
+        labels: Its labels; the first token has none, because no token predicts it.
+        index: Its index in the batch.
+        common: Length of the prefix that it has in common with the previous example, including labels.
+        free: Length of the prefix that can always be shared: the tokens before the one that predicts the first label.
     """
 
     ids: list[int]
@@ -181,7 +179,7 @@ class _Example:
 
 @dataclasses.dataclass
 class _Row:
-    """Which examples a row holds, how many first tokens they have in common, and how many of those it shares."""
+    """The examples in a row, the length of the prefix that they have in common, and how much of it is shared."""
 
     members: list[_Example]
     common: int
@@ -196,10 +194,10 @@ class _Row:
 class _PackedRow:
     ids: list[int]
     positions: list[int]
-    members: list[int]  # which example of the row sees a token: 1 for the first; 0 for what all see
+    members: list[int]  # number of the token's example in the row, from 1; 0 for the shared prefix
     labels: list[int]
     weights: list[int]
-    owners: list[int]  # the index in the batch of the example that a token is of
+    owners: list[int]  # index in the batch of the token's example
 
     def extend(self, other: "_PackedRow") -> None:
         for name, values in vars(self).items():
@@ -209,9 +207,12 @@ class _PackedRow:
 def _sort(rows: Sequence[Mapping[str, list[int]]]) -> list[_Example]:
     """Return examples sorted so that those with most tokens in common are next to each other."""
     examples = enumerate(unpack(rows))
-    tokens = sorted((one["input_ids"], [IGNORED, *one["labels"][1:]], index) for index, one in examples)
+    tokens = sorted((example["input_ids"], [IGNORED, *example["labels"][1:]], index) for index, example in examples)
     pairs = zip(tokens, [tokens[0], *tokens], strict=False)
-    return [_Example(*one, _common_length(one[:2], before[:2]), _first_label(one[1]) - 1) for one, before in pairs]
+    return [
+        _Example(*current, _common_length(current[:2], previous[:2]), _first_label(current[1]) - 1)
+        for current, previous in pairs
+    ]
 
 
 def _balance(examples: Sequence[_Example], row_length: int, weighted: bool) -> list[_Row]:
@@ -233,7 +234,7 @@ def _fill_rows(examples: Sequence[_Example], limit: int, weighted: bool) -> list
     for example in examples:
         if rows:
             joined = _join(rows[-1], example, weighted)
-            # In a row of its own if that is shorter: with an example of another template, the others share no prefix.
+            # A separate row if that is shorter: an example of another template would leave the row without a prefix.
             if joined.length <= min(limit, rows[-1].length + len(example.ids)):
                 rows[-1] = joined
                 continue
@@ -245,7 +246,7 @@ def _join(row: _Row, example: _Example, weighted: bool) -> _Row:
     members = [*row.members, example]
     common = min(row.common, example.common)
     free = min(member.free for member in members)
-    # With weights labels are shared too: all common tokens but the last, which predicts the first own one.
+    # With weights, labels are shared too: all common tokens except the last, which predicts different tokens.
     return _Row(members, common, max(min(common, free), common - 1 if weighted else 0))
 
 
@@ -270,24 +271,24 @@ def _pack(examples: Sequence[_Example], shared: int) -> _PackedRow:
         [examples[0].index] * shared,
     )
     for member, example in enumerate(examples, start=1):
-        own = example.labels[shared:]
-        weights = [int(label != IGNORED) for label in own]
-        if own[0] != IGNORED:
+        rest = example.labels[shared:]
+        weights = [int(label != IGNORED) for label in rest]
+        if rest[0] != IGNORED:
             # All examples have this label in common, and the last prefix token predicts it. Only that of the first
             # example directly follows that token, so it counts for all of them.
             weights[0] = len(examples) if member == 1 else 0
-            own[0] = own[0] if member == 1 else IGNORED
+            rest[0] = rest[0] if member == 1 else IGNORED
         row.ids += example.ids[shared:]
         row.positions += range(shared, len(example.ids))
-        row.members += [member] * len(own)
-        row.owners += [example.index] * len(own)
-        row.labels += own
+        row.members += [member] * len(rest)
+        row.owners += [example.index] * len(rest)
+        row.labels += rest
         row.weights += weights
     return row
 
 
 def _fill_up(rows: Sequence[_PackedRow], width: int, pad_id: int) -> dict[str, Any]:
-    """Return the padded tokens of rows and their positions, labels and so on, all [rows, width]."""
+    """Return the padded fields of rows, each [rows, width]."""
     import torch
 
     def fill(values: list[list[int]], value: int) -> torch.Tensor:
@@ -304,12 +305,12 @@ def _fill_up(rows: Sequence[_PackedRow], width: int, pad_id: int) -> dict[str, A
 
 
 def _build_mask(members: "torch.Tensor", additive: bool) -> "torch.Tensor":
-    """Return which tokens each token sees, [rows, 1, width, width], from the example each belongs to, [rows, width]."""
+    """Return the attention mask, [rows, 1, width, width], given the example of each token, [rows, width]."""
     import torch
 
     width = members.shape[1]
     queries, keys = members[:, :, None], members[:, None, :]
-    # Padding sees padding: a token that saw nothing would be a division of zero by zero.
+    # Padding attends to padding, because the softmax over no token would be NaN.
     sees = (queries == keys) | ((keys == _PREFIX) & (queries != _PADDING))
     sees = (sees & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
     if not additive:

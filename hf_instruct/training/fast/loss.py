@@ -14,20 +14,20 @@ from hf_instruct.prompt_tokens import IGNORED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Label positions are padded to a multiple of this: a CPU builds a kernel for each new number of them, which takes a
-# quarter of a second for a head of 50,000 rows.
+# Label positions are padded to a multiple of this, because a CPU builds a kernel for each new number of them, which
+# takes a quarter of a second for a head of 50,000 rows.
 _POSITIONS_MULTIPLE = 32
-# Rows of logits in fp32 at once on a CPU: few enough to fit into its cache.
+# Rows of logits that are converted to fp32 together on a CPU, so that they fit into its cache.
 _CPU_CHUNK = 16
-# On other devices large chunks are faster: as many rows as fit into this many fp32 numbers, 256 MB.
+# On other devices large chunks are faster: maximum number of fp32 values in a chunk, 256 MB.
 _CHUNK_ELEMENTS = 2**26
 
 
 class _LabelLosses(torch.autograd.Function):
-    """Cross entropy of `hidden @ weight.T`, without the logits ever being whole in fp32.
+    """Cross entropy of `hidden @ weight.T`, without storing all logits in fp32.
 
-    The gradient with respect to the logits replaces them in memory, in the training precision, as soon as their loss is
-    known. So neither they nor their logarithms are stored or computed twice.
+    Once their loss is computed, the logits are overwritten with their gradient, in the training precision. Neither the
+    logits nor their log-softmax are stored or computed twice.
     """
 
     @staticmethod
@@ -39,7 +39,7 @@ class _LabelLosses(torch.autograd.Function):
         size = _CPU_CHUNK if hidden.device.type == "cpu" else max(_CHUNK_ELEMENTS // len(weight), 1)
         for start in range(0, len(hidden), size):
             chunk, target = logits[start : start + size], targets[start : start + size, None]
-            # In fp32, as every trainer computes it: bf16 would round the sum over the vocabulary.
+            # In fp32, as in every trainer, because bf16 would round the sum over the vocabulary.
             scores = torch.log_softmax(chunk.float(), dim=-1)  # [chunk, vocabulary]
             losses[start : start + size] = -scores.gather(1, target)[:, 0]
             if is_training:
@@ -50,7 +50,7 @@ class _LabelLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Return the gradients of hidden and weight, where they are needed."""
+        """Return the gradients of hidden and weight, if needed."""
         hidden, weight, logits_gradient = ctx.saved_tensors
         scale = gradients[0][:, None]  # [positions, 1]
         for_hidden = for_weight = None
@@ -64,7 +64,7 @@ class _LabelLosses(torch.autograd.Function):
 def find_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the row, and the column minus one, of each label in [rows, seq], in order, [labels] each.
 
-    This waits for a GPU, so it is best called before the forward pass.
+    On a GPU this synchronizes, so it should be called before the forward pass.
     """
     rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
     return rows, columns
@@ -88,7 +88,7 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, where: tupl
     states = hidden.flatten(0, 1).index_select(0, positions)  # [positions, width]
     targets = functional.pad(labels[rows, columns + 1], padding)
     device = hidden.device.type
-    # The precision of a matrix product here.
+    # The precision of matrix products.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if type(head) is nn.Linear and head.bias is None and dtype != torch.float16:
         losses: Tensor = _LabelLosses.apply(states.to(dtype), head.weight.to(dtype), targets)
@@ -99,10 +99,10 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, where: tupl
 
 
 def has_plain_head(model: "PreTrainedModel") -> bool:
-    """Return whether a model's logits are its output layer applied to its last hidden state, and nothing else.
+    """Return whether a model's logits are only its output layer applied to its last hidden state.
 
-    It is tried out, because each model family has its own names for soft caps, scales and layers in between. A router's
-    loss would be added to that of the logits.
+    This is tested by running the model, because each model family has different names for soft caps, scales and layers
+    in between. Models with routers are excluded, because their loss is added to that of the logits.
     """
     head = model.get_output_embeddings()
     if head is None or model.base_model is model or hasattr(model.config.get_text_config(), "output_router_logits"):
@@ -119,10 +119,10 @@ def uses_all_weights(model: "PreTrainedModel") -> bool:
 
 
 def add_label_losses(model: "PreTrainedModel") -> None:
-    """Let the forward method of a causal language model take `loss_labels` and return the loss at each of them.
+    """Add the keyword `loss_labels` to a causal language model's forward method, which then returns the loss at each.
 
-    It is a keyword of `forward` and not a separate function, so that the wrappers of DDP, FSDP and PEFT still apply.
-    Without the keyword the forward pass is unchanged.
+    As a keyword of `forward` instead of a separate function, it works with the wrappers of DDP, FSDP and PEFT. Without
+    the keyword the forward pass is unchanged.
     """
     original = model.forward
 

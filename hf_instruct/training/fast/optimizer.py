@@ -1,4 +1,4 @@
-"""AdamW that updates each weight as soon as its gradient is known, so that gradients are not all stored at once."""
+"""AdamW that updates each weight as soon as its gradient is computed, so that not all gradients are stored."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class BackwardAdamW(AdamW):
     """`torch.optim.AdamW` that steps during the backward pass.
 
-    Each weight is updated by the same arithmetic and with the same state as in `AdamW`, only earlier, and its gradient
-    is freed immediately: GPT-2 medium needs 1.4 GB less. For one backward pass per step, and nothing that needs all
+    Each weight is updated with the same arithmetic and state as in `AdamW`, only earlier, and its gradient is freed
+    immediately: GPT-2 medium needs 1.4 GB less. It supports one backward pass per step, and nothing that needs all
     gradients before the first update: no accumulation, no clipping by norm, no gradient scaler, one process.
 
-    The idea: https://docs.pytorch.org/tutorials/intermediate/optimizer_step_in_backward_tutorial.html
+    Source: https://docs.pytorch.org/tutorials/intermediate/optimizer_step_in_backward_tutorial.html
     """
 
     def __init__(self, params: Any, **settings: Any) -> None:
@@ -32,7 +32,7 @@ class BackwardAdamW(AdamW):
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def step_one(parameter: Tensor) -> None:
             groups = self.param_groups
-            # The current group: a scheduler changes its learning rate from step to step.
+            # The group is read here, because a scheduler changes its learning rate in every step.
             self.param_groups = [{**groups[index], "params": [parameter]}]
             try:
                 super(BackwardAdamW, self).step()
@@ -43,7 +43,7 @@ class BackwardAdamW(AdamW):
         return step_one
 
     def detach(self) -> None:
-        """Stop stepping, because later training uses its own optimizer."""
+        """Remove the hooks, because later training uses its own optimizer."""
         for handle in self._handles:
             handle.remove()
 
@@ -53,9 +53,9 @@ class BackwardAdamW(AdamW):
 
 
 def build_optimizer(arguments: "SFTConfig") -> tuple[type[AdamW], dict[str, Any]] | None:
-    """Return `BackwardAdamW` and its settings if nothing needs all gradients at once, otherwise None for TRL's choice.
+    """Return `BackwardAdamW` and its arguments if no setting needs all gradients, otherwise None for TRL's choice.
 
-    On a GPU one fused call for all weights is faster, and there are other ways to save memory.
+    It is not used on a GPU, where one fused call for all weights is faster and there are other ways to save memory.
     """
     if (
         arguments.device.type != "cpu"

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Maximum tokens of a row with a mask. Longer rows repeat the prefix less often, but attention is quadratic in their
-# length. Measured on a CPU (docs/performance.md); on other devices attention is cheap up to about a thousand tokens.
+# Maximum number of tokens in a row with a mask. Longer rows repeat the prefix less often, but attention is quadratic in
+# their length. Measured on a CPU (docs/performance.md); on other devices attention is cheap up to about 1,000 tokens.
 _ROW_LENGTHS = {"cpu": 256}
 _ROW_LENGTH = 1024
 
 
 def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
     """Return whether the loss of a run is the cross entropy of a model's plain head, as in `add_label_losses`."""
-    # The first process decides for all: the others may not have their weights yet.
+    # The main process decides for all, because the others may not have their weights yet.
     is_plain = arguments.loss_type == "nll" and not arguments.label_smoothing_factor
     return is_plain and on_main_process(lambda: has_plain_head(model))
 
@@ -46,9 +46,9 @@ def build_collator(
 ) -> PaddingCollator | PrefixSharingCollator | SegmentCollator:
     """Return the collator for training a model: one that shares prefixes if the model computes them exactly.
 
-    On a CPU a batch is one row of segments; elsewhere, and under eager attention, it is a few rows with a mask. A model
-    whose loss must be TRL's own, that ignores a 4-D mask, or whose window is shorter than the rows gets padded batches,
-    and the log says why.
+    On a CPU a batch is one row of segments; on other devices, and under eager attention, it is a few rows with a mask.
+    Models that need TRL's own loss, ignore a 4-D mask, or have a window shorter than the rows get padded batches, and
+    the reason is logged.
 
     Args:
         plain_loss: The result of `has_plain_loss`.
@@ -90,7 +90,7 @@ def find_reason_to_pad(
 def build_segments(
     model: "PreTrainedModel", arguments: "SFTConfig | DPOConfig", *, pad_id: int
 ) -> SegmentCollator | None:
-    """Return the collator that makes a batch one row of segments, or None elsewhere than on a CPU under SDPA."""
+    """Return the collator for batches of one row of segments, or None if not supported (only on a CPU under SDPA)."""
     is_cpu = arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa"
     # A compiled step would be recompiled for each number of blocks.
     if not is_cpu or arguments.torch_compile:
@@ -100,21 +100,21 @@ def build_segments(
 
 
 def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCollator | SegmentCollator) -> bool:
-    """Return whether a model gives the same result for two examples that share a row as in padded rows.
+    """Return whether a model gives the same result for two examples in a shared row as in padded rows.
 
-    State-space layers, ALiBi and some attention kernels ignore a 4-D mask, so examples of a row would attend to each
+    State-space layers, ALiBi and some attention kernels ignore a 4-D mask, so examples in a row would attend to each
     other.
     """
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(size, (40,), generator=generator).tolist()
-    # A prefix of 8 tokens, then 12 and 20 of their own, in the order of the collator.
+    # A common prefix of 8 tokens, followed by 12 and 20 others, in the order of the collator.
     examples = sorted([ids[:8] + ids[8:20], ids[:8] + ids[20:40]])
     rows = [{"input_ids": example, "labels": [IGNORED] * 12 + example[12:]} for example in examples]
     attention = segment_attention(model) if isinstance(collator, SegmentCollator) else contextlib.nullcontext()
     try:
         with attention, generating(model), torch.no_grad(), matching_precision(model):
-            one, other = (
+            shared, padded = (
                 model.base_model(
                     **{
                         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
@@ -132,8 +132,8 @@ def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCol
         logger.info("%s does not support shared rows: %s", type(model).__name__, error)
         return False
     first, second = len(examples[0]), len(examples[1])
-    expected = torch.cat([other[0, :first], other[1, 8:second]])  # [tokens, width]
-    difference = (one[0, : len(expected)] - expected).norm() / expected.norm()
+    expected = torch.cat([padded[0, :first], padded[1, 8:second]])  # [tokens, width]
+    difference = (shared[0, : len(expected)] - expected).norm() / expected.norm()
     logger.debug("Shared rows differ by %.1e", difference)
-    # Rounding errors are far below these limits, and attention to another example is far above.
+    # Rounding errors are far below these limits, and errors from attention to another example are far above.
     return bool(difference < (1e-3 if computes_in_float32(model) else 5e-2))
