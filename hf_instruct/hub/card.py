@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 LOSS_PLOT, PROMPT_FILE = "loss.png", "prompt_format.jinja"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _QUESTION = "Name three animals that live in the sea."
-# Settings that are words; other texts in an experiment may be names or paths of the user's own.
+# Settings whose values are words; other texts in an experiment may be private names or paths.
 _WORDS = ("lr_scheduler_type", "optim", "loss_type")
-# About how training was watched and kept, not about what was learned.
+# Settings of logging and saving, which do not affect the weights.
 _HOUSEKEEPING = re.compile(r"(logging|eval|save|report|hub|push|dataloader|ddp|log)_|per_device_eval|.*_dir$|.*token$")
 _LORA_SHOWN = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias")
 _VERSIONS = ("hf_instruct", "torch", "transformers", "trl", "peft")
-# Task, metric and filter of lm-eval that are a leaderboard on the Hub: the benchmark's data set, and its task there.
+# lm-eval's task, metric and filter for each leaderboard on the Hub -> the benchmark's dataset, and its task there.
 _LEADERBOARDS = {
     ("gsm8k", "exact_match", "strict-match"): ("openai/gsm8k", "gsm8k"),
     ("mmlu_pro", "exact_match", "custom-extract"): ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
@@ -43,8 +43,8 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
     """Return the model card.
 
     Args:
-        plan: What is published.
-        tokenizer: Of the model, to write the prompt of the example.
+        plan: The publication.
+        tokenizer: The model's tokenizer, for the prompt of the example.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -52,7 +52,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
     adapter_tags = ["lora"] if plan.adapter else []
     data = ModelCardData(
         base_model=plan.base.hub_id,
-        # Said, because the Hub takes every repository with a GGUF for a quantized copy of its base model.
+        # Set, because the Hub treats every repository with a GGUF file as a quantization of its base model.
         base_model_relation=("adapter" if plan.is_adapter else "finetune") if plan.base.hub_id else None,
         datasets=[*plan.data.hub_ids, *(plan.preferences.hub_ids if plan.preferences else ())] or None,
         language=plan.data.language,
@@ -64,7 +64,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         eval_results=measured or None,
     )
     if not measured:
-        # Without results it would not become a model index, but a field of its own that the Hub does not know.
+        # Without results it would not become a model index, but a separate field that the Hub does not support.
         data.model_name = None
     template = plan.prompt_format.template
     prompt = quote_python(plan.prompt_format.format_prompt(_QUESTION, tokenizer=tokenizer))
@@ -103,8 +103,8 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
 def build_results(plan: Publication) -> "list[EvalResult]":
     """Return the judge's mean score, the reference metrics and lm-eval's results for the card's model index.
 
-    Each carries its n and its 95 % interval or standard error; the score also who judged, under which rubric, with how
-    many failures.
+    Each has its n and its 95 % interval or standard error; the score also has the judge, the rubric and the number of
+    failures.
     """
     from huggingface_hub import EvalResult
 
@@ -129,42 +129,42 @@ def build_results(plan: Publication) -> "list[EvalResult]":
         if row.tuned:
             args = {"interval_95": _round_ends(row.tuned.interval), "n": row.tuned.n}
             results.append(build(row.name, round(row.tuned.mean, 4), row.label, args))
-    for found in plan.results.benchmarks:
-        if found.value is not None and found.shown:
-            known = {name: getattr(found, name) for name in ("standard_error", "n", "num_fewshot", "version")}
-            args = known | {"filter": found.filter, "lm_eval_version": found.lm_eval_version}
-            task = public_name(found.task, "own-task")
-            results.append(build(found.metric, found.value, found.metric, args, task))
+    for result in plan.results.benchmarks:
+        if result.value is not None and result.shown:
+            facts = {name: getattr(result, name) for name in ("standard_error", "n", "num_fewshot", "version")}
+            facts |= {"filter": result.filter, "lm_eval_version": result.lm_eval_version}
+            task = public_name(result.task, "own-task")
+            results.append(build(result.metric, result.value, result.metric, facts, task))
     return [*results, *judged] if plan.results.leading.reason else [*judged, *results]
 
 
 def list_leaderboard_entries(results: RunResults) -> "Iterator[tuple[str, EvalResultEntry]]":
-    """Yield lm-eval's task and the entry for the leaderboard of its benchmark, in percent, as leaderboards have it.
+    """Yield lm-eval's task and the entry for its leaderboard, with the value in percent, as on leaderboards.
 
-    Only for tasks that are known as such, with all their questions asked.
+    Only tasks with a known leaderboard that were evaluated on all questions are included.
     Source: https://huggingface.co/docs/hub/eval-results
     """
     from huggingface_hub import EvalResultEntry
 
-    for found in results.benchmarks:
-        benchmark = _LEADERBOARDS.get((found.task, found.metric, found.filter))
-        if benchmark and found.value is not None and found.limit is None:
-            error = None if found.standard_error is None else f"standard error {100 * found.standard_error:.2f}"
-            chat = "chat template" if found.chat_template else None
-            shots = None if found.num_fewshot is None else f"{found.num_fewshot}-shot"
-            how = (shots, f"lm-eval {found.lm_eval_version}", found.task, found.filter, chat, error)
-            notes = ", ".join(filter(None, how))
-            value = round(100 * found.value, 2)
-            yield found.task, EvalResultEntry(*benchmark, value, date=found.measured_at, notes=notes)
+    for result in results.benchmarks:
+        benchmark = _LEADERBOARDS.get((result.task, result.metric, result.filter))
+        if benchmark and result.value is not None and result.limit is None:
+            error = None if result.standard_error is None else f"standard error {100 * result.standard_error:.2f}"
+            chat = "chat template" if result.chat_template else None
+            shots = None if result.num_fewshot is None else f"{result.num_fewshot}-shot"
+            facts = (shots, f"lm-eval {result.lm_eval_version}", result.task, result.filter, chat, error)
+            notes = ", ".join(filter(None, facts))
+            value = round(100 * result.value, 2)
+            yield result.task, EvalResultEntry(*benchmark, value, date=result.measured_at, notes=notes)
 
 
 def _label_judge(judge: JudgeIdentity) -> str:
-    """Return a judge's label; a model that is a local folder stays unnamed."""
+    """Return a judge's label, without the name of a local folder."""
     return label_judge(judge.model_copy(update={"model": public_name(judge.model, "a model of the publisher's own")}))
 
 
 def _describe_score(scores: Scores, results: RunResults) -> dict[str, Any]:
-    """Return what a score should not be quoted without."""
+    """Return the facts that must be quoted with a score."""
     base = results.comparable_scores
     return {
         "interval_95": _round_ends(scores.interval),
@@ -218,9 +218,9 @@ def _list_scores(results: RunResults) -> list[tuple[str, str, str]]:
 
 def _show_sampling(experiment: Experiment) -> str:
     settings = experiment.generate.model_extra or {}
-    given = [f"{escape(name)} {_show(value)}" for name, value in settings.items() if isinstance(value, int | float)]
-    how = "sampled" if experiment.generate.do_sample else "greedy"
-    return f"{how} ({', '.join(given)})" if given else how
+    numbers = [f"{escape(name)} {_show(value)}" for name, value in settings.items() if isinstance(value, int | float)]
+    strategy = "sampled" if experiment.generate.do_sample else "greedy"
+    return f"{strategy} ({', '.join(numbers)})" if numbers else strategy
 
 
 def _show_score(scores: Scores | None) -> str:
@@ -246,7 +246,7 @@ def _round_ends(ends: Interval | None) -> list[float] | None:
 
 
 def escape(text: Any) -> str:
-    """Return a text of others as one line of Markdown that shows it and does nothing else.
+    """Return an untrusted text as one line of Markdown that only displays it.
 
     >>> escape("<b>`llama3`\\n---\\n| a_b |")
     '&lt;b&gt;\\\\`llama3\\\\` --- \\\\| a_b \\\\|'
@@ -256,7 +256,7 @@ def escape(text: Any) -> str:
 
 
 def quote_python(text: str) -> str:
-    """Return a text as a Python literal that is easy to read, and equal to it."""
+    """Return a text as a Python literal that is easy to read."""
     is_plain = all(character.isprintable() or character == "\n" for character in text)
     if "\n" in text and is_plain and '"""' not in text and "\\" not in text and not text.endswith('"'):
         return f'"""{text}"""'

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("merged", "gguf", "ollama")
 TENSOR_TYPES = ("F32", "F16", "Q8_0")
-# A folder that is exported holds one of these: merged weights the first, a model for Ollama the second.
+# An exported folder contains one of these: merged weights the first, a model for Ollama the second.
 _EXPORTED = ("config.json", "Modelfile")
 # Source: https://github.com/ollama/ollama, `types/model/name.go`.
 _NAME = re.compile(r"(?:(?:[\w.-]+(?::\d+)?/)?[\w][\w-]{0,79}/)?[\w][\w.-]{0,79}(?::[\w][\w.-]{0,79})?", re.ASCII)
@@ -33,14 +33,14 @@ _NAME = re.compile(r"(?:(?:[\w.-]+(?::\d+)?/)?[\w][\w-]{0,79}/)?[\w][\w.-]{0,79}
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What was exported.
+    """An exported model.
 
     Attributes:
         path: The file or folder.
         merged: Whether an adapter was merged into its base model.
-        check: How near what was written is to the run's model.
+        check: Its difference from the run's model.
         weights: The GGUF file, if there is one.
-        modelfile: For Ollama.
+        modelfile: The Modelfile for Ollama, if there is one.
     """
 
     path: Path
@@ -64,12 +64,12 @@ def export(
         run: The run folder, or its path.
         kind: `merged`, `gguf` or `ollama`.
         out: The folder, or for `gguf` the file, to write; in the run's `export/` by default.
-        tensor_type: How a GGUF stores matrices: `F32`, `F16` or `Q8_0`.
-        force: Replace what is there.
+        tensor_type: Type of the matrices in a GGUF file: `F32`, `F16` or `Q8_0`.
+        force: Replace an existing export.
 
     Raises:
-        InstructError: The run or its model is missing, the format cannot hold it, the target is taken or full, or
-            what was written differs from the run's model by more than its type explains.
+        InstructError: The run or its model is missing, the format does not support it, the target exists or cannot be
+            written, or the export differs from the run's model by more than its type explains.
     """
     run = RunFolder.of(run)
     for name, value, allowed in (("kind", kind, KINDS), ("tensor_type", tensor_type, TENSOR_TYPES)):
@@ -108,7 +108,7 @@ def export(
 
 
 def _check_target(target: Path, *, force: bool) -> None:
-    """Refuse a file or folder that is taken; with `force`, only a folder of something else."""
+    """Refuse an existing file or folder; with `force`, only a folder that is not an export."""
     if target.exists() and not force:
         raise PublishError(f"`{target}` already exists. Replace it with `--force`, or use another path with `--out`.")
     if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in _EXPORTED):
@@ -120,7 +120,7 @@ def _check_target(target: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target`, where nothing is yet; what is written there is deleted with the block.
+    """Yield a new path next to `target`; files written there are deleted at the end of the block.
 
     Raises:
         PublishError: The disk is full, or the target's folder cannot be written.
@@ -143,21 +143,21 @@ def staging(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """Yield a path as `staging` does; what is whole there at the end replaces the target, which stays otherwise.
+    """Yield a path like `staging`, which replaces the target at the end; if the block fails, the target stays.
 
     Raises:
         PublishError: The disk is full, or the target cannot be written.
     """
     with staging(target) as part:
         yield part
-        # A folder cannot be renamed over one.
+        # A folder cannot be renamed to one that exists.
         aside = part.with_name(f"{target.name}.replaced")
         try:
             if target.exists():
                 target.rename(aside)
             part.rename(target)
         finally:
-            # After Ctrl-C as well: what was moved aside is deleted in a moment.
+            # Also after Ctrl-C, because the path that the target was moved to is about to be deleted.
             if aside.exists() and not target.exists():
                 aside.rename(target)
 
@@ -172,12 +172,12 @@ def check_name(name: str) -> None:
 
 
 def run_ollama(*arguments: str, base_url: str | None = None, shown: bool = True) -> None:
-    """Run Ollama's own command.
+    """Run the `ollama` command.
 
     Args:
-        arguments: What follows `ollama`.
-        base_url: The server's address; OLLAMA_HOST, else this machine, by default.
-        shown: Whether it shows its progress, on standard error.
+        arguments: Its arguments.
+        base_url: The server's address; by default OLLAMA_HOST or else this machine.
+        shown: Whether to show its progress on standard error.
 
     Raises:
         PublishError: It is not installed, or fails: no server answers, or it refuses.
@@ -193,7 +193,7 @@ def run_ollama(*arguments: str, base_url: str | None = None, shown: bool = True)
     output = 2 if shown else subprocess.PIPE
     done = subprocess.run([program, *arguments], stdout=output, stderr=output, text=True, env={**os.environ, **address})
     if done.returncode:
-        said = "see its output above" if shown else clean_message(done.stderr).strip()
+        reason = "see its output above" if shown else clean_message(done.stderr).strip()
         raise PublishError(
-            f"`{command}` failed ({said}). Check that the server is running; start it with `ollama serve`."
+            f"`{command}` failed ({reason}). Check that the server is running; start it with `ollama serve`."
         )

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _NUM_PROMPTS = 10
 MAX_NEW_TOKENS = 32
-# Largest difference of a logit, relative to the standard deviation of the logits, by how the weights are stored. For
-# SmolLM2-135M with a LoRA adapter on all layers, merging and F32 were measured at 2e-5, F16 at 0.01 and Q8_0 at 0.25;
-# one projection in a wrong order, in one of its 30 layers, at 2.4 and more.
+# Largest difference of a logit, relative to the standard deviation of the logits, by type of the weights. Measured for
+# SmolLM2-135M with a LoRA adapter on all layers: 2e-5 for merging and F32, 0.01 for F16, 0.25 for Q8_0, and 2.4 or more
+# for one projection in a wrong order in one of its 30 layers.
 TOLERANCE = {"F32": 1e-3, "F16": 5e-2, "Q8_0": 1.0}
 # For a run without a test split.
 _INSTRUCTIONS = ("Name the capital of France.", "Write a sentence about the sea.", "What is 12 plus 30?")
@@ -26,11 +26,11 @@ _INSTRUCTIONS = ("Name the capital of France.", "Write a sentence about the sea.
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What a run's model computes on its own prompts, each followed by the run's greedy answer.
+    """The output of a run's model on prompts of the run, each followed by the model's greedy answer.
 
     Attributes:
         rows: Token ids of a prompt and its answer, and the index in them that predicts the answer's first token.
-        logits: Of each row from that index on, [positions, vocabulary], in float32 on the CPU.
+        logits: Logits of each row from that index on, [positions, vocabulary], in float32 on the CPU.
     """
 
     rows: list[tuple[list[int], int]]
@@ -42,12 +42,12 @@ class Fidelity:
     """The difference of a model from a `Reference`.
 
     Attributes:
-        tensor_type: How its weights are stored: `F32`, `F16` or `Q8_0`.
+        tensor_type: Type of its weights: `F32`, `F16` or `Q8_0`.
         logit_error: The largest difference of a logit, relative to the standard deviation of the logits.
-        same_tokens: At how many positions of the answers the most likely token is the same.
-        num_tokens: How many positions there are.
-        same_answers: How many greedy answers are the same.
-        num_prompts: How many answers there are.
+        same_tokens: Number of positions in the answers where the most likely token is the same.
+        num_tokens: Number of positions in the answers.
+        same_answers: Number of greedy answers that are the same.
+        num_prompts: Number of answers.
     """
 
     tensor_type: str
@@ -61,11 +61,11 @@ class Fidelity:
 def take_reference(
     run: RunFolder, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat
 ) -> Reference:
-    """Return what a run's model answers to ten prompts of its test split, and its logits there.
+    """Return the answers of a run's model to ten prompts of its test split, with their logits.
 
     Args:
         run: The run.
-        model: With its adapter beside it, if it has one.
+        model: The model; an adapter is not merged.
         tokenizer: Its tokenizer.
         prompt_format: The format of the prompts it was trained on.
     """
@@ -84,7 +84,10 @@ def take_reference(
 
 
 def compare_models(model: "PreTrainedModel", reference: Reference, *, tensor_type: str = "F32") -> Fidelity:
-    """Return how near a model is to a reference; with equal best tokens along an answer, the greedy answer is equal."""
+    """Return the difference of a model from a reference.
+
+    If the most likely tokens are the same along an answer, the greedy answer is the same.
+    """
     import torch
 
     pairs = [
@@ -108,27 +111,27 @@ def check_fidelity(model: "PreTrainedModel", reference: Reference, what: str, *,
     """Return the difference of a model from the run's model.
 
     Args:
-        model: What was written, or is going to be.
-        reference: What the run's model computes, adapter and base model side by side.
-        what: What to call the model in the error.
-        tensor_type: How its weights are stored.
+        model: The model that was written, or that will be.
+        reference: The output of the run's model, with the adapter not merged.
+        what: Name of the model in the error.
+        tensor_type: Type of its weights.
 
     Raises:
         PublishError: It differs by more than rounding.
     """
-    found = compare_models(model, reference, tensor_type=tensor_type)
+    fidelity = compare_models(model, reference, tensor_type=tensor_type)
     # A comparison with NaN is false.
-    if not found.logit_error <= TOLERANCE[tensor_type]:
+    if not fidelity.logit_error <= TOLERANCE[tensor_type]:
         advice = (
             "" if tensor_type == "F32" else " If this precision is too low for the model, `export --type F32` is exact."
         )
         raise PublishError(
-            f"{what} differs from the trained model: its logits differ by up to {found.logit_error:.2g} of their "
-            f"standard deviation ({tensor_type} explains {TOLERANCE[tensor_type]:g}), and {found.same_answers} of "
-            f"{found.num_prompts} greedy answers are the same as with the separate adapter and base model. It was "
+            f"{what} differs from the trained model: its logits differ by up to {fidelity.logit_error:.2g} of their "
+            f"standard deviation ({tensor_type} explains {TOLERANCE[tensor_type]:g}), and {fidelity.same_answers} of "
+            f"{fidelity.num_prompts} greedy answers are the same as with the separate adapter and base model. It was "
             f"deleted.{advice}"
         )
-    return found
+    return fidelity
 
 
 def _compute_logits(model: "PreTrainedModel", row: tuple[list[int], int]) -> "Tensor":

@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 GGUF_TYPES = ("Q8_0", "F16")
-# What any program that loads models may look for; a repository's other files are somebody's own.
+# Files that programs which load models may look for; a repository's other files belong to its owner.
 _OURS = re.compile(
     r"(.*\.safetensors(\.index\.json)?|(adapter_|generation_|tokenizer_)?config\.json|tokenizer\.(json|model)"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|(additional_chat_templates/)?.*\.jinja"
     rf"|\.eval_results/lm_eval_.*\.yaml|.*-({'|'.join(GGUF_TYPES)})\.gguf|template|system|params|{re.escape(LOSS_PLOT)})"
 )
-# Files that people or libraries write words into; a vocabulary holds any string there is.
+# Files with text by people or libraries; a vocabulary may contain any string.
 _TEXTS = (
     *("config.json", ".md", ".jinja", ".py", ".yaml", ".index.json", "special_tokens_map.json"),
     *("template", "system", "params"),
 )
-# Where a library keeps the path that it read a file from.
+# Fields in which libraries store the path of the file they read.
 _PATHS = (
     "_name_or_path",
     "_model_name_or_path",
@@ -44,20 +44,20 @@ _PATHS = (
     "tokenizer_file",
     "vocab_file",
 )
-# Homes on any machine: a run may be published from another one than it was made on.
+# Home folders on any machine: a run may be published from another machine than the one it was made on.
 _HOMES = re.compile(r"/(?:home|Users)/[^/\s\"']+/|[A-Za-z]:\\{1,2}Users\\")
 
 
 def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None:
-    """Write all that is published of a run into an empty or new folder.
+    """Write all files that are published of a run into an empty or new folder.
 
     Args:
-        plan: What is published.
-        folder: Where to write.
+        plan: The publication.
+        folder: The folder.
         link: Link to the run's weights instead of copying them, if possible.
 
     Raises:
-        PublishError: A file would give away something private, or the model cannot be written as GGUF.
+        PublishError: A file would publish something private, or the model cannot be written as GGUF.
         ModelLoadError: The tokenizer, or the base model of an adapter that is merged, cannot be loaded.
         OSError: The folder cannot be written.
     """
@@ -67,7 +67,7 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
     run = plan.results.folder
     source = load_run_model(run) if plan.options.gguf else None
     if source is not None:
-        # Before the rest, which Transformers would read beside a GGUF file.
+        # Before the other files, which Transformers would read together with a GGUF file.
         _write_gguf_files(source, folder, plan.name)
     tokenizer = write_model(run, folder, merge=not plan.is_adapter, link=link, source=source)
     if plan.is_adapter:
@@ -88,7 +88,7 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
 
 
 def _write_gguf_files(source: RunModel, folder: Path, name: str) -> None:
-    """Write the model for llama.cpp, and beside it what `ollama run hf.co/...` asks with.
+    """Write the model for llama.cpp, with the template and the options for `ollama run hf.co/...`.
 
     Source: https://huggingface.co/docs/hub/ollama, "Custom Chat Template and Parameters".
     """
@@ -109,7 +109,7 @@ def _write_gguf_files(source: RunModel, folder: Path, name: str) -> None:
 
 
 def is_ours(path: str) -> bool:
-    """Return whether a file of a repository is one that publishing writes, and may remove when it is out of date.
+    """Return whether a file of a repository is one that publishing writes, and may remove if it is out of date.
 
     >>> is_ours("model-00001-of-00002.safetensors"), is_ours("adapter_config.json"), is_ours("images/me.png")
     (True, True, False)
@@ -124,14 +124,14 @@ def list_sizes(folder: Path) -> dict[str, int]:
 
 
 def check_private(folder: Path, plan: Publication) -> None:
-    """Refuse a folder whose texts hold a token or password, or a path that tells of the user's machine.
+    """Refuse a folder whose texts contain a token, a password, or a path on the user's machine.
 
     Args:
-        folder: What is going to be published.
-        plan: Whose names for files and folders of the user's own must not be in it.
+        folder: The folder to publish.
+        plan: The publication; its names of the user's own files and folders must not be in the folder.
 
     Raises:
-        PublishError: One does; the file is named, the secret is not.
+        PublishError: A file contains one; the error names the file, not the secret.
     """
     from huggingface_hub import get_token
 
@@ -151,16 +151,16 @@ def check_private(folder: Path, plan: Publication) -> None:
 def _private_patterns(plan: Publication) -> Iterator[re.Pattern[str]]:
     folders = {Path.home(), Path.cwd(), plan.results.folder.path.resolve(), cache_folder().resolve()}
     for folder in folders:
-        # From its first character to what comes after the folder's name: for somebody who works in `/datasets`, neither
-        # `/datasets` nor the address `https://huggingface.co/datasets/...` is a path on this machine.
+        # Only at the start of a path and with a separator after it: if this is `/datasets`, neither `/datasets` nor the
+        # address `https://huggingface.co/datasets/...` is a path on this machine.
         if len(str(folder)) > 1:
             yield re.compile(rf"(?<![\w.-]){re.escape(f'{folder}{os.sep}')}")
     experiment = plan.results.experiment
     named = (experiment.preferences.source, experiment.data.prompt_format)
     names = (*experiment.data.paths, *named, experiment.judge.rubric, experiment.judge.model)
-    own = [name for name in names if name and not public_name(name, "")]
+    private = [name for name in names if name and not public_name(name, "")]
     if "/" in experiment.model.name and experiment.model.name != plan.base.hub_id:
-        own.append(experiment.model.name)
-    for name in own:
+        private.append(experiment.model.name)
+    for name in private:
         yield re.compile(rf"(?<![\w/.-]){re.escape(name)}(?![\w/-])")
     yield _HOMES

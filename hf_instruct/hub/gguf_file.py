@@ -1,8 +1,8 @@
 """Write a model as a GGUF file for llama.cpp, Ollama and LM Studio, and compare the file with the run's own model.
 
-Names, keys and layouts are llama.cpp's, whose own converter reads the same checkpoints. The file is read back by
-Transformers, which shares no line with this writer: it has its own names, its own reversal of the rotary order and its
-own transposes. A file that passes has the run's vocabulary, end, chat template and answers.
+Names, keys and layouts are those of llama.cpp, whose converter reads the same checkpoints. The file is read back by
+Transformers, which shares no code with this writer: it has its own names, its own reversal of the rotary order and its
+own transposes. A file that passes has the run's vocabulary, end token, chat template and answers.
 Source: https://github.com/ggml-org/llama.cpp, `conversion/{base,gpt2,llama}.py`, and the `gguf` package.
 """
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# How the matrices are stored; vectors, norms and GPT-2's positions stay in float32, as llama.cpp wants them.
+# Types of the matrices; vectors, norms and GPT-2's positions stay in float32, as llama.cpp requires.
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
-# The settings of each architecture that llama.cpp computes; `gelu` of GPT-2 is one function by several names.
+# The settings of each architecture that llama.cpp supports; GPT-2's `gelu` is one function with several names.
 _SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
@@ -37,12 +37,12 @@ _SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "llama": {"hidden_act": ("silu", "swish"), "mlp_bias": (False,)},
 }
-# How Llama 3's tokenizer cuts a text before merging. Source: the `tokenizer.json` of meta-llama/Meta-Llama-3-8B.
+# How Llama 3's tokenizer splits a text before merging. Source: the `tokenizer.json` of meta-llama/Meta-Llama-3-8B.
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The steps that `tokenizer.json` names, by llama.cpp's name for them.
+# The pre-tokenizer steps in `tokenizer.json`, by llama.cpp's name for them.
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [_BYTE_LEVEL],
@@ -50,21 +50,21 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "llama-bpe": [{"type": "Split", "pattern": {"Regex": _LLAMA3_SPLIT}}, {**_BYTE_LEVEL, "use_regex": False}],
 }
 _ADVICE = "Use `export --format merged`, and llama.cpp's converter on that folder."
-# Read back beside the run's own prompts.
+# Compared in addition to the run's prompts.
 _TEXTS = ("In 1984, 3.14 * 2 = 6.28!", "  def f(x):\n\treturn x  # it's\n\n", "Grüße, 你好 🙂", "<|endoftext|>Hi")
 
 
 def check_gguf_package() -> None:
-    """Raise `ConfigError` where the package that writes GGUF is not installed."""
+    """Raise `ConfigError` if the package that writes GGUF is not installed."""
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(needs_package("GGUF", "gguf"))
 
 
 def check_model(source: RunModel) -> None:
-    """Refuse a model that this module cannot write, or that llama.cpp would compute otherwise than Transformers.
+    """Refuse a model that this module cannot write, or that llama.cpp would compute differently from Transformers.
 
     Raises:
-        PublishError: It is of another family, or has a setting or a tokenizer that llama.cpp's family does not know.
+        PublishError: It is of another family, or has a setting or a tokenizer that is not supported.
     """
     config = source.model.config
     kind, rope = config.model_type, _rope_type(config)
@@ -87,11 +87,11 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
 
     Args:
         source: The model, its tokenizer and its chat template; `check_model` has accepted it.
-        path: The file, whose name becomes the model's; overwritten if there is one.
+        path: The file, whose name becomes the model's; overwritten if it exists.
         tensor_type: `F32`, `F16` or `Q8_0`.
 
     Raises:
-        PublishError: The tokenizer knows more tokens than the model.
+        PublishError: The tokenizer has more tokens than the model, or llama.cpp has no name for a tensor.
         OSError: The disk is full, or the file cannot be written.
     """
     import gguf
@@ -114,7 +114,7 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
 
 
 def _list_settings(source: RunModel) -> dict[str, int | float]:
-    """Return the keys by which llama.cpp builds the model and ends an answer."""
+    """Return the keys that llama.cpp needs to build the model and to end an answer."""
     config, tokenizer = source.model.config, source.tokenizer
     sizes: dict[str, int | float] = {
         "vocab_size": config.vocab_size,
@@ -162,28 +162,28 @@ def _add_vocabulary(writer: "gguf.GGUFWriter", source: RunModel) -> None:
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
     first = tokenizer("x")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
-    # A prompt that has ended has no response, whatever the tokenizer does by itself.
+    # A prompt that ends with the end token gets no response, so it is never added, whatever the tokenizer does.
     writer.add_add_eos_token(False)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 
 
 def name_pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return llama.cpp's name for how a tokenizer cuts a text before it merges.
+    """Return llama.cpp's name for a tokenizer's pre-tokenizer, which splits a text before merging.
 
-    Found by what the tokenizer does, not by the model's name: SmolLM2 read from a GGUF cuts as GPT-2.
+    It depends on the tokenizer's steps, not on the model's name: SmolLM2 read from a GGUF file splits like GPT-2.
 
     Raises:
-        PublishError: It is no byte-level BPE, or cuts in a way that has no name here.
+        PublishError: The tokenizer is not byte-level BPE, or has another pre-tokenizer than those supported here.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     specification = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     kind, pre = specification["model"].get("type"), specification.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
     if kind == "BPE" and not specification.get("normalizer"):
-        for name, known in _PRE_TOKENIZERS.items():
-            if len(steps) == len(known) and all(
-                {**step, **has} == step for step, has in zip(steps, known, strict=True)
+        for name, expected in _PRE_TOKENIZERS.items():
+            if len(steps) == len(expected) and all(
+                {**step, **fields} == step for step, fields in zip(steps, expected, strict=True)
             ):
                 return name
     raise PublishError(
@@ -193,7 +193,7 @@ def name_pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _list_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[str], list[int]]:
-    """Return each id's token and its kind, as many as the model has rows for."""
+    """Return the token and the kind of each id, for all rows of the model's embedding."""
     from gguf import TokenType
 
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
@@ -205,7 +205,7 @@ def _list_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[
     kinds = [TokenType.NORMAL if index in by_id else TokenType.UNUSED for index in range(size)]
     for index, token in tokenizer.added_tokens_decoder.items():
         kinds[index] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
-    # Rows that no token stands for are there to make the matrix a round size.
+    # Rows without a token pad the matrix to a round size.
     return [by_id.get(index, f"[PAD{index}]") for index in range(size)], kinds
 
 
@@ -219,13 +219,13 @@ def _add_tensors(writer: "gguf.GGUFWriter", model: "PreTrainedModel", tensor_typ
         if values.ndim < 2 or name.startswith("position_embd"):
             kind = gguf.GGMLQuantizationType.F32
         elif values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-            # A row has to be whole blocks.
+            # A row must consist of whole blocks.
             kind = gguf.GGMLQuantizationType.F16
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
 
 def list_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, "Tensor"]]:
-    """Yield a model's weights under llama.cpp's names and in its layouts.
+    """Yield a model's weights with llama.cpp's names and layouts.
 
     A head that is tied to the embedding is left out: llama.cpp then uses the embedding.
     """
@@ -234,7 +234,7 @@ def list_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, "Tensor"]]:
     config = model.config
     arch = gguf.MODEL_ARCH.GPT2 if config.model_type == "gpt2" else gguf.MODEL_ARCH.LLAMA
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    # Typed as if a layer's weight could be a layer.
+    # `Any`, because PyTorch's types allow a module as a layer's weight.
     embedding: Any = model.get_input_embeddings().weight
     head: Any = model.get_output_embeddings().weight
     if _rope_type(config) == "llama3":
@@ -260,18 +260,18 @@ def list_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, "Tensor"]]:
 def pair_rotated(weight: "Tensor", heads: int) -> "Tensor":
     """Return the rows of a query or key projection in the order in which llama.cpp rotates them.
 
-    Transformers rotates row i of a head together with row i + size/2, llama.cpp neighbours.
+    Transformers rotates row i of a head together with row i + size/2, llama.cpp rotates neighboring rows.
 
     Args:
         weight: [heads * size, in], or [heads * size] for a bias.
-        heads: How many heads the rows are of.
+        heads: Number of heads.
     """
     size = weight.shape[0] // heads
     return weight.reshape(heads, 2, size // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
 def _rope_factors(model: "PreTrainedModel") -> "Tensor":
-    """Return by how much Llama 3 slows each frequency of the rotary embedding: [size / 2]."""
+    """Return the factor by which Llama 3 slows each frequency of the rotary embedding, [size / 2]."""
     import torch
 
     size = _head_size(model.config)
@@ -282,7 +282,7 @@ def _rope_factors(model: "PreTrainedModel") -> "Tensor":
 
 
 def format_quantize_command(path: Path) -> str:
-    """Return the command of llama.cpp that makes a Q4_K_M file from one in F16 or F32; `gguf` cannot write that type.
+    """Return llama.cpp's command to create a Q4_K_M file from one in F16 or F32; `gguf` cannot write that type.
 
     >>> format_quantize_command(Path("my-model-F16.gguf"))
     'llama-quantize my-model-F16.gguf my-model-Q4_K_M.gguf Q4_K_M'
@@ -296,8 +296,8 @@ def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
 
     Args:
         path: The file.
-        source: What it was written from.
-        tensor_type: How its matrices are stored.
+        source: The model that it was written from.
+        tensor_type: Type of its matrices.
 
     Raises:
         PublishError: It cannot be read back, or differs by more than its type explains.
@@ -307,7 +307,7 @@ def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
 
     config = source.model.config
     try:
-        # Transformers draws a bar here that cannot be switched off.
+        # Transformers shows a progress bar here that cannot be turned off.
         with contextlib.redirect_stderr(io.StringIO()):
             differences = list(_list_differences(path, source))
             # With the run's config, because Transformers does not read all of the file's.
@@ -322,20 +322,20 @@ def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
 
 
 def _list_differences(path: Path, source: RunModel) -> Iterator[str]:
-    """Yield where the file cuts a text otherwise than the run's tokenizer, or has another setting or chat template."""
+    """Yield the differences of the file from the run, in the tokens of a text, a setting or the chat template."""
     from transformers import AutoTokenizer
     from transformers.integrations.gguf.reader import read_gguf_metadata
 
     tokenizer, read = source.tokenizer, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # Several templates are not written.
+    # If the tokenizer has several templates, none is written.
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
     pairs: list[tuple[str, Any, Any]] = [("chat_template", template, read.chat_template)]
     for text in (*_TEXTS, *map(tokenizer.decode, (ids for ids, _ in source.reference.rows))):
-        ids, expected = (one(text, add_special_tokens=False)["input_ids"] for one in (read, tokenizer))
+        ids, expected = (each(text, add_special_tokens=False)["input_ids"] for each in (read, tokenizer))
         pairs.append((f"tokens of {text!r}", expected, ids))
     keys, _ = read_gguf_metadata(str(path))
     for name, value in _list_settings(source).items():
-        # The file keeps fractions in float32.
+        # The file stores fractions in float32.
         got = value if math.isclose(value, keys.get(name, math.nan), rel_tol=1e-6) else keys.get(name)
         pairs.append((name, value, got))
     for name, value, got in pairs:

@@ -26,22 +26,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of what a run's `model` folder holds, these are the model; `training_args.bin`, which holds paths, is not among them.
+# The files of the model in a run's `model` folder; not `training_args.bin`, which contains paths.
 _MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "*.py")
-# Training switches it off; without it every other program would compute each answer in quadratic time.
+# Training turns it off; without it, other programs would take quadratic time for each answer.
 _USABLE = {"use_cache": True}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunModel:
-    """What a run has trained, ready to leave it.
+    """A run's trained model, ready to be exported.
 
     Attributes:
         model: The tuned model in float32, in evaluation mode; an adapter is merged into its base model.
-        tokenizer: Its tokenizer, whose chat template writes the prompts the model was trained on.
+        tokenizer: Its tokenizer, whose chat template renders the prompts the model was trained on.
         prompt_format: The format of these prompts.
-        reference: What it computes with the adapter and its base model side by side; what is written is compared with
-            this.
+        reference: Its output with the adapter not merged; written models are compared with it.
     """
 
     model: "PreTrainedModel"
@@ -51,10 +50,10 @@ class RunModel:
 
 
 def check_run(run: RunFolder) -> None:
-    """Refuse a run that has no model yet, or one whose weights, or whose base model's, have changed.
+    """Refuse a run without a model, or one whose weights, or whose base model's weights, have changed.
 
     Raises:
-        RunError: The folder does not exist or holds no run, or its model is missing or damaged.
+        RunError: The folder does not exist or contains no run, or its model is missing or damaged.
     """
     run.load_experiment()
     run.check_trained()
@@ -62,13 +61,13 @@ def check_run(run: RunFolder) -> None:
 
 
 def check_links(run: RunFolder) -> None:
-    """Refuse links out of a run folder: in somebody else's, they may lead to private files of this machine.
+    """Refuse links out of a run folder: in one from somebody else, they may lead to private files on this machine.
 
     Args:
-        run: What of it is published or exported is looked at; weights and data of training may lie on another disk.
+        run: The run. Only files to publish or export are checked; its data and checkpoints may be on another disk.
 
     Raises:
-        PublishError: There is one; or below the model a link to a folder, which may hold some.
+        PublishError: There is such a link, or in the model's folder a link to a folder, which may contain some.
     """
     home = os.path.realpath(run.path)
     for path in (run.config, run.prompt, run.loss_plot, run.model, *run.model.rglob("*")):
@@ -81,7 +80,7 @@ def check_links(run: RunFolder) -> None:
 
 
 def name_run(run: RunFolder) -> str:
-    """Return what servers may call a run's model: its folder's name, in letters, digits, `.`, `_` and `-`."""
+    """Return the name of a run's model for servers: its folder's name, in letters, digits, `.`, `_` and `-`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.resolve().name).strip("-.") or "model"
 
 
@@ -91,8 +90,7 @@ def load_run_model(run: RunFolder) -> RunModel:
     The caller has checked the run by `check_run`, which reads all weights.
 
     Raises:
-        PublishError: The weights are not finite numbers, or the merged model computes something else than adapter and
-            base model side by side.
+        PublishError: The weights are not finite numbers, or the merged model differs from adapter and base model.
         ModelLoadError: The model, or the base model of the adapter, cannot be loaded.
     """
     experiment = run.load_experiment()
@@ -116,17 +114,16 @@ def load_run_model(run: RunFolder) -> RunModel:
 
 
 def merge_adapter(model: Any, reference: Reference) -> "PreTrainedModel":
-    """Return the base model of a PEFT model with the adapter added to its weights; GPT-2's transposed ones as well.
+    """Return the base model of a PEFT model with the adapter added to its weights, also to GPT-2's transposed ones.
 
-    Input and output embedding are untied first: PEFT would add what an adapter learned for either to both.
+    Input and output embedding are untied first, because PEFT would add an adapter's change of either to both.
 
     Args:
-        model: A PEFT model; of no use afterwards.
-        reference: What it computes.
+        model: A PEFT model, which cannot be used afterwards.
+        reference: Its output.
 
     Raises:
-        PublishError: The adapter changes nothing or holds numbers that are not finite, or the merged model computes
-            something else.
+        PublishError: The adapter changes nothing or contains numbers that are not finite, or the merged model differs.
     """
     with model.disable_adapter():
         if compare_models(model, reference).logit_error == 0:
@@ -136,34 +133,34 @@ def merge_adapter(model: Any, reference: Reference) -> "PreTrainedModel":
     _untie(model.get_base_model())
     try:
         with warnings.catch_warnings():
-            # That an adapter of a tied layer may be merged wrongly, and that the layers are no longer tied.
+            # They say that an adapter of a tied layer may be merged wrongly, and that the layers are no longer tied.
             warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings|Input and output embeddings are")
-            whole: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+            merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise PublishError(f"The adapter cannot be merged into its base model: {error}") from error
-    whole.eval()
-    _tie_again(whole)
-    check_fidelity(whole, reference, "The merged model")
-    return whole
+    merged.eval()
+    _tie_again(merged)
+    check_fidelity(merged, reference, "The merged model")
+    return merged
 
 
 def _untie(model: "PreTrainedModel") -> None:
-    """Give every layer weights of its own."""
+    """Give every layer its own weights."""
     from torch import nn
 
-    known = set()
+    seen = set()
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter in known:
+            if parameter in seen:
                 setattr(module, name, nn.Parameter(parameter.detach().clone()))
-            known.add(parameter)
+            seen.add(parameter)
 
 
 def _tie_again(model: "PreTrainedModel") -> None:
-    """Tie the output embedding to the input embedding if both are equal, as they are if neither was adapted."""
+    """Tie the output embedding to the input embedding if both are equal, which they are if neither was adapted."""
     import torch
 
-    # Typed as if a layer's weight could be a layer.
+    # `Any`, because PyTorch's types allow a module as a layer's weight.
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     if head is not None and torch.equal(embedding.weight, head.weight):
@@ -172,10 +169,10 @@ def _tie_again(model: "PreTrainedModel") -> None:
 
 
 def use_training_prompt(tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> None:
-    """Give a tokenizer the chat template that writes a model's training prompt; it is changed in place.
+    """Give a tokenizer, in place, the chat template that renders a model's training prompt.
 
-    Where no chat template can write it, the tokenizer has none afterwards: the base model's would write another prompt
-    than the one trained on.
+    If no chat template can render it, the tokenizer has none afterwards, because the base model's template would render
+    another prompt.
     """
     if prompt_format.name == CHAT:
         tokenizer.chat_template = resolve_format(prompt_format, tokenizer, for_training=False).template
@@ -192,13 +189,13 @@ def use_training_prompt(tokenizer: "PreTrainedTokenizerBase", prompt_format: Pro
 
 
 def save_run_model(source: RunModel, folder: Path) -> Fidelity:
-    """Write weights, configs and tokenizer into a folder that `from_pretrained` takes, and read the model back.
+    """Write weights, configs and tokenizer into a folder for `from_pretrained`, and read the model back.
 
     Returns:
-        How near what was written is to the run's own model.
+        The difference of the written model from the run's model.
 
     Raises:
-        PublishError: It computes something else.
+        PublishError: The difference is more than rounding.
         OSError: The disk is full, or the folder cannot be written.
     """
     import torch
@@ -208,10 +205,10 @@ def save_run_model(source: RunModel, folder: Path) -> Fidelity:
         source.model.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
     for path in (path for path in folder.rglob("*") if path.is_file()):
-        # Weights are written for their owner alone, and a server may run as somebody else.
+        # Weights are written so that only their owner can read them, but a server may run as another user.
         path.chmod(0o644)
     with no_shard_bars():
-        # Its weights stay in the file until they are needed: there are not two models in memory.
+        # Its weights stay in the file until they are needed, so there are not two models in memory.
         written = type(source.model).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     return check_fidelity(written.eval(), source.reference, "The model that was written")
 
@@ -219,23 +216,23 @@ def save_run_model(source: RunModel, folder: Path) -> Fidelity:
 def write_model(
     run: RunFolder, folder: Path, *, merge: bool = True, link: bool = False, source: RunModel | None = None
 ) -> "PreTrainedTokenizerBase":
-    """Write a run's model, tokenizer and configs for any other program, loading no weights if none are merged.
+    """Write a run's model, tokenizer and configs for other programs; weights are only loaded if an adapter is merged.
 
-    The tokenizer writes the training prompt, and the generation config names the tokens that end an answer, so that
-    `generate()` stops in any program; ends that it names already stay.
+    The tokenizer renders the training prompt, and the generation config contains the tokens that end an answer, in
+    addition to those it already has, so that `generate()` stops in any program.
 
     Args:
         run: A run with a tuned model, which `check_run` has accepted.
         folder: Created if it is missing.
         merge: Merge an adapter into its base model.
         link: Link to weights instead of copying them, if possible.
-        source: The run's model, where it is loaded already.
+        source: The run's model, if it is already loaded.
 
     Returns:
-        The tokenizer, as it was written.
+        The tokenizer that was written.
 
     Raises:
-        InstructError: As `load_run_model`.
+        InstructError: See `load_run_model`.
         OSError: The folder cannot be written.
     """
     from transformers import GenerationConfig
@@ -278,7 +275,7 @@ def _copy_files(source: Path, folder: Path, *, link: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(path for pattern in _MODEL_FILES for path in source.glob(pattern) if path.is_file()):
         if link and path.suffix == ".safetensors":
-            # Windows allows links to some users only.
+            # Windows only allows links for some users.
             with contextlib.suppress(OSError):
                 (folder / path.name).symlink_to(path.resolve())
                 continue

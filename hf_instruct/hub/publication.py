@@ -36,18 +36,18 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 @dataclasses.dataclass(frozen=True)
 class PushOptions:
-    """What a user may decide about a publication.
+    """Options of a publication.
 
     Attributes:
         merge: Publish the adapter and its base model as one model.
-        gguf: Publish GGUF files too, with what makes Ollama ask with the training prompt.
-        license: Of the published weights, as the Hub writes it: `apache-2.0`, `mit`, `cc-by-4.0`.
-        data_license: Of the data, if it is not known.
-        base_model: Id of the base model on the Hub, where the run names a local folder.
-        private: Create a new repository that only its owners see.
+        gguf: Also publish GGUF files, with the files that make Ollama use the training prompt.
+        license: License of the published weights, by its name on the Hub: `apache-2.0`, `mit`, `cc-by-4.0`.
+        data_license: License of the data, instead of the one that is known for it.
+        base_model: Id of the base model on the Hub, if the run names a local folder.
+        private: Create a new repository that only its owners can see.
         revision: Branch, created if it is missing; None for `main`.
-        message: Of the commit.
-        force: Replace what is there even if it was made from another base model.
+        message: Message of the commit.
+        force: Replace a model that was made from another base model.
     """
 
     merge: bool = False
@@ -66,9 +66,9 @@ class BaseModelInfo:
     """The model that was tuned.
 
     Attributes:
-        hub_id: Its id on the Hub; None if it is a local folder, whose name is nobody's business.
+        hub_id: Its id on the Hub; None if it is a local folder, whose name is private.
         revision: The commit, tag or branch that was tuned.
-        is_rounded: Whether the weights tuned are a 4-bit copy of those on the Hub.
+        is_rounded: Whether the tuned weights are a 4-bit copy of those on the Hub.
     """
 
     hub_id: str | None
@@ -83,14 +83,14 @@ class BaseModelInfo:
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """The examples that were learned from.
+    """The examples of the training.
 
     Attributes:
         name: A plain name.
-        description: What they are, in a few words of Markdown.
-        hub_ids: Their ids on the Hub, where that is where they come from.
+        description: A short description in Markdown.
+        hub_ids: Their ids on the Hub, if they are from there.
         license: Their license, or `unknown`.
-        language: What they are written in, where that is known.
+        language: Their language; None if unknown.
     """
 
     name: str
@@ -119,21 +119,21 @@ _ALPACA = DataInfo(
     language="en",
 )
 _NAMED = {"instruction-data": _COURSE, "everyday": _EVERYDAY, "alpaca": _ALPACA, "tatsu-lab/alpaca": _ALPACA}
-# Of the course's data in its own split: so a local copy of its file is known for what it is.
+# Hash of the course's data in the course's split, which identifies a local copy of its file.
 _COURSE_SHA256 = "59c3aedd8fcaae45c8eaa8f1d409c62fcae63316371bf10903b69c2153b1f695"
 
 
 @dataclasses.dataclass(frozen=True)
 class Publication:
-    """All that is known of a publication before anything is loaded or written.
+    """The plan of a publication, before anything is loaded or written.
 
     Attributes:
-        results: What the run holds.
-        repo_id: Where it goes.
-        options: What the user decided.
+        results: The results of the run.
+        repo_id: The repository.
+        options: The user's options.
         base: The model that was tuned.
-        data: What it learned from.
-        preferences: The pairs of answers that DPO learned from; None without, or where they were made from the data.
+        data: The examples of the training.
+        preferences: The pairs of answers for DPO; None without DPO, or if they were made from the data.
         prompt_format: The format of the prompts it was trained on.
         adapter: Settings of the adapter; empty for full fine-tuning.
     """
@@ -164,16 +164,16 @@ class Publication:
 
 
 def plan_publication(run: RunFolder, repo_id: str, **options: Any) -> Publication:
-    """Return what is going to be published; errors that can be found without loading a model are found here.
+    """Return the plan of a publication, with all checks that do not need to load a model.
 
     Args:
         run: A run with a tuned model.
-        repo_id: Where it goes.
+        repo_id: The repository.
         options: Fields of `PushOptions`.
 
     Raises:
         RunError: The run does not exist, or its model is missing or damaged.
-        ConfigError: GGUF files are asked for, and the package that writes them is not installed.
+        ConfigError: GGUF files are requested, and the package that writes them is not installed.
         PublishError: An adapter's base model has no public name, or an option is unknown or does not fit.
         DataError: A file of the run cannot be read.
     """
@@ -216,7 +216,7 @@ def plan_publication(run: RunFolder, repo_id: str, **options: Any) -> Publicatio
 
 
 def public_name(name: str, instead: str) -> str:
-    """Return a name, or `instead` where it is the path of a local file or folder, or missing."""
+    """Return a name, or `instead` if it is the path of a local file or folder, or empty."""
     is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     return instead if not name or is_path or ("/" in name and Path(name).exists()) else name
 
@@ -237,16 +237,16 @@ def _check_options(run: RunFolder, options: PushOptions, has_adapter: bool) -> N
 
 
 def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | None = None) -> BaseModelInfo:
-    """Return the base model under its public name.
+    """Return the base model by its public name.
 
     Args:
         run: The run.
-        experiment: What it trains.
-        base_model: The Hub id to say instead.
+        experiment: The run's experiment.
+        base_model: The Hub id to use instead.
     """
     name = experiment.model.name
     if base_model is not None:
-        # The revision in the experiment is of what the experiment names.
+        # The revision in the experiment belongs to the model that the experiment names.
         return BaseModelInfo(base_model, experiment.model.revision if base_model == name else None)
     if name == WHEEL_MODEL:
         return BaseModelInfo(ON_HUB, is_rounded=True)
@@ -257,9 +257,9 @@ def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | No
 
 def _was_local(run: RunFolder, name: str) -> bool:
     """Return whether a base model was a folder when the run was trained."""
-    known = run.read_provenance().base_model_is_local
-    if known is not None:
-        return known
+    recorded = run.read_provenance().base_model_is_local
+    if recorded is not None:
+        return recorded
     if is_local_model(name):
         return True
     logger.warning(
@@ -271,7 +271,7 @@ def _was_local(run: RunFolder, name: str) -> bool:
 
 
 def find_data(experiment: Experiment, provenance: Provenance) -> DataInfo:
-    """Return what a run learned from, without the name of any local file."""
+    """Return the examples of a run's training, without names of local files."""
     if provenance.data_sha256 == _COURSE_SHA256:
         return _COURSE
     parts = list(dict.fromkeys(_find_source(source, provenance) for source in experiment.data.paths))
@@ -288,7 +288,7 @@ def find_data(experiment: Experiment, provenance: Provenance) -> DataInfo:
 
 
 def find_preferences(experiment: Experiment, provenance: Provenance) -> DataInfo | None:
-    """Return the pairs of answers that a run learned from; None without, or where it made them from its data."""
+    """Return the pairs of answers for a run's DPO; None without DPO, or if the run made them from its data."""
     source = experiment.preferences.source
     return None if experiment.dpo is None or source == "references" else _find_source(source, provenance)
 
@@ -296,7 +296,7 @@ def find_preferences(experiment: Experiment, provenance: Provenance) -> DataInfo
 def _find_source(source: str, provenance: Provenance) -> DataInfo:
     if source in _NAMED:
         return _NAMED[source]
-    # What is not found here may have been pushed from another folder than the run was made in.
+    # A local file may not be found here, if the run is pushed from another folder than the one it was made in.
     is_file = source in provenance.local_sources or Path(source).exists() or find_suffix(Path(source)) in SUFFIXES
     if "/" in source and is_hub_id(source) and not is_file:
         return DataInfo(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_ids=(source,))

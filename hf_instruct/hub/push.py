@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".h5", ".msgpack", ".onnx")
-# On the cards that we write.
+# Tag of the cards that we write.
 _TAG = "hf-instruct"
 _NOTHING = "Nothing was published."
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What is on the Hub now.
+    """A published model on the Hub.
 
     Attributes:
-        repo_id: With its namespace.
-        url: Its page.
+        repo_id: The repository, with its namespace.
+        url: The page of the repository.
         commit: The commit's hash.
         changed: Whether there was anything new to commit.
         removed: Files of an earlier publication that are no longer there.
@@ -51,13 +51,13 @@ class Published:
 
 
 def write_publication(run: RunFolder, out: Path, repo_id: str, **options: Any) -> dict[str, int]:
-    """Write what `push` would publish into a folder, without any network; an earlier such folder is replaced.
+    """Write the files that `push` would publish into a folder, offline; an earlier such folder is replaced.
 
     Returns:
         Bytes of each file, by its path in the folder.
 
     Raises:
-        InstructError: As `push`, if it has to do with the run; or `out` holds something else.
+        InstructError: See `push`, for errors about the run; or `out` contains something else.
     """
     plan = plan_publication(run, repo_id, **options)
     if out.exists() and not _is_publication(out):
@@ -73,19 +73,19 @@ def write_publication(run: RunFolder, out: Path, repo_id: str, **options: Any) -
 def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = None, **options: Any) -> Published:
     """Publish a run's model on the Hub, or update what was published.
 
-    All files go in one commit, so that readers see the old state or the new one. What fails on the way can be run
-    again: a repository that is there already is used, and files that are there already are not uploaded again. The
-    token is the one that huggingface_hub finds.
+    All files are in one commit, so that readers see either the old or the new state. After a failure, push again: an
+    existing repository is used, and files that were already uploaded are not uploaded again. The token is the one that
+    huggingface_hub finds.
 
     Args:
         run: A run with a tuned model, or its folder.
         repo_id: `namespace/name`; a name alone goes to the user's own namespace.
-        api: The Hub to talk to; the one of `HF_ENDPOINT` by default.
+        api: Client of the Hub; by default for the one in `HF_ENDPOINT`.
         options: Fields of `PushOptions`, such as `private`, `license` or `merge`.
 
     Raises:
         RunError: The run does not exist, or its model is missing or damaged.
-        PublishError: The run cannot be published as it is; the repository holds something else, or is public against
+        PublishError: The run cannot be published; the repository contains another model, or is public despite
             `private`; or the Hub cannot be reached or refuses.
         ModelLoadError: The tokenizer, or with `merge` the base model, cannot be loaded.
     """
@@ -94,7 +94,7 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
     run = RunFolder.of(run)
     plan = plan_publication(run, repo_id, **options)
     api = api or HfApi()
-    # Before merging weights, which takes its time.
+    # Before merging weights, which takes time.
     with translated_hub_errors(api.endpoint):
         _check_base(api, plan.base)
         repository, head = _open_repository(api, plan)
@@ -106,7 +106,7 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
 
 
 def _check_base(api: "HfApi", base: BaseModelInfo) -> None:
-    """Refuse a base model that others cannot load: without it an adapter is of no use."""
+    """Refuse a base model that others cannot load, because an adapter is useless without it."""
     if base.hub_id is not None and not api.revision_exists(base.hub_id, base.revision or "main"):
         at = f" at `{base.revision}`" if base.revision else ""
         raise PublishError(
@@ -116,7 +116,7 @@ def _check_base(api: "HfApi", base: BaseModelInfo) -> None:
 
 
 def _open_repository(api: "HfApi", plan: Publication) -> tuple["ModelInfo", "ModelInfo"]:
-    """Return what `main` and the branch of the commit hold; what is missing of both is created."""
+    """Return the state of `main` and of the branch for the commit; a missing repository or branch is created."""
     options = plan.options
     repository = api.model_info(api.create_repo(plan.repo_id, private=options.private or None, exist_ok=True).repo_id)
     if options.private and not repository.private:
@@ -133,15 +133,15 @@ def _open_repository(api: "HfApi", plan: Publication) -> tuple["ModelInfo", "Mod
 def _check_head(repository: "ModelInfo", head: "ModelInfo", plan: Publication) -> None:
     """Refuse to publish over a model that was made from another base model."""
     base, options = plan.base, plan.options
-    # What a branch without commits of its own holds is in `main`, too.
+    # A branch without its own commits only contains files that are also in `main`.
     is_new_branch = options.revision not in (None, "main") and head.sha == repository.sha
     has_weights = any(sibling.rfilename.endswith(_WEIGHTS) for sibling in head.siblings or [])
     if options.force or is_new_branch or not has_weights:
         return
     card = head.card_data
-    known = card.base_model if card else None
-    bases = [known] if isinstance(known, str) else list(known or [])
-    # A base model that is only on the user's disk has no name on our card, as on the cards of others.
+    named = card.base_model if card else None
+    bases = [named] if isinstance(named, str) else list(named or [])
+    # Our cards do not name a local base model. Other cards may not name theirs either, so the tag is checked.
     is_same = bases == [base.hub_id] if base.hub_id else not bases and card is not None and _TAG in (card.tags or [])
     if not is_same:
         theirs = f"`{bases[0]}`" if bases else "a base model that its card does not name"
@@ -156,9 +156,9 @@ def _commit(api: "HfApi", plan: Publication, folder: Path, head: "ModelInfo") ->
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     options, sizes = plan.options, list_sizes(folder)
-    there = [sibling.rfilename for sibling in head.siblings or []]
-    removed = sorted(name for name in there if name not in sizes and is_ours(name))
-    verb = "Update" if any(is_ours(name) for name in there) else "Publish"
+    existing = [sibling.rfilename for sibling in head.siblings or []]
+    removed = sorted(name for name in existing if name not in sizes and is_ours(name))
+    verb = "Update" if any(is_ours(name) for name in existing) else "Publish"
     commit = api.create_commit(
         head.id,
         [
@@ -167,7 +167,7 @@ def _commit(api: "HfApi", plan: Publication, folder: Path, head: "ModelInfo") ->
         ],
         commit_message=options.message or f"{verb} the {'adapter' if plan.is_adapter else 'model'} with hf_instruct",
         revision=options.revision,
-        # Somebody else's commit meanwhile is not to be overwritten unseen.
+        # So that a commit that somebody else makes in the meantime is not overwritten.
         parent_commit=head.sha,
     )
     url = f"{api.endpoint}/{head.id}{f'/tree/{options.revision}' if options.revision else ''}"
@@ -176,10 +176,10 @@ def _commit(api: "HfApi", plan: Publication, folder: Path, head: "ModelInfo") ->
 
 @contextlib.contextmanager
 def translated_hub_errors(endpoint: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence that says what to do and never holds a token.
+    """Turn errors of huggingface_hub into one sentence that says what to do and never contains a token.
 
     Raises:
-        PublishError: In its place.
+        PublishError: Instead of the original error.
     """
     from huggingface_hub import errors
 
@@ -189,22 +189,22 @@ def translated_hub_errors(endpoint: str) -> Iterator[None]:
         raise PublishError(
             "`HF_HUB_OFFLINE` is set. Unset it to publish, or preview the files with `--dry-run`."
         ) from error
-    # A connection that fails, a file that cannot be read, metadata that is refused, and what uploads in threads wrap.
+    # A failed connection, an unreadable file, refused metadata, and the errors that wrap those of upload threads.
     except (transport_error(), OSError, ValueError, RuntimeError) as error:
         refusal: BaseException | None = error
         while refusal is not None and not isinstance(refusal, errors.HfHubHTTPError):
             refusal = refusal.__cause__
-        said = _tidy(str(getattr(refusal, "server_message", None) or refusal or error))
+        reason = _tidy(str(getattr(refusal, "server_message", None) or refusal or error))
         status = refusal.response.status_code if isinstance(refusal, errors.HfHubHTTPError) else 0
         if 400 <= status < 500 and status != 408:
-            raise PublishError(f"{_explain_refusal(status, said)} {_NOTHING}") from error
+            raise PublishError(f"{_explain_refusal(status, reason)} {_NOTHING}") from error
         raise PublishError(
-            f"The push to {endpoint} failed ({said or type(error).__name__}). Run the same command again to upload "
+            f"The push to {endpoint} failed ({reason or type(error).__name__}). Run the same command again to upload "
             "what is missing."
         ) from error
 
 
-def _explain_refusal(status: int, said: str) -> str:
+def _explain_refusal(status: int, reason: str) -> str:
     log_in = (
         "`HF_TOKEN` overrides your login. Set it to a token with write access, or unset it and run `hf auth login`."
         if os.environ.get("HF_TOKEN")
@@ -214,12 +214,12 @@ def _explain_refusal(status: int, said: str) -> str:
         case 401:
             return f"You are not logged in to the Hub, or your token is not valid. {log_in}"
         case 403:
-            return f"Your token does not have permission for this ({said}). {log_in}"
+            return f"Your token does not have permission for this ({reason}). {log_in}"
         case 409 | 412:
-            return f"The repository was changed during the upload ({said}). Run the same command again."
+            return f"The repository was changed during the upload ({reason}). Run the same command again."
         case 429:
-            return f"The Hub's rate limit was reached ({said}). Wait a few minutes, then run the same command again."
-    return f"The Hub refuses (status {status}: {said})."
+            return f"The Hub's rate limit was reached ({reason}). Wait a few minutes, then run the same command again."
+    return f"The Hub refuses (status {status}: {reason})."
 
 
 def _tidy(text: str) -> str:

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Bump when what is written below changes, so that nobody is served from an older folder.
+# Increase this when the files written below change, so that no model is served from an older folder.
 _LAYOUT = 2
-# What is offered: the model that is served, and nothing else.
+# The routes that are served: only those for the model.
 _ROUTES = r"(GET|HEAD) /(health|v1/models)|POST /v1/(chat/completions|completions)"
 
 
 def check_serving() -> None:
-    """Raise `ConfigError` where the packages of `transformers[serving]` are not installed."""
+    """Raise `ConfigError` if the packages of `transformers[serving]` are not installed."""
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():
@@ -42,10 +42,10 @@ def check_serving() -> None:
 
 
 def prepare_served_model(run: RunFolder) -> Path:
-    """Return a folder with a run's model as a server needs it, in the cache; written again when the run has changed.
+    """Return a folder in the cache with a run's model for a server; it is written again if the run has changed.
 
-    Its name is what clients call the model. An adapter is merged; the weights of a full model are linked to, not
-    copied. The chat template is the training prompt's.
+    Its name is the name of the model for clients. An adapter is merged; the weights of a full model are linked to, not
+    copied. The chat template renders the training prompt.
 
     Raises:
         InstructError: The run or its model is missing or cannot be loaded, or the disk is full.
@@ -54,14 +54,14 @@ def prepare_served_model(run: RunFolder) -> Path:
     experiment, name = run.load_experiment(), name_run(run)
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     home = cache_folder() / "serve" / f"{name}-{_hash(str(run.path.resolve()))[:8]}"
-    # What changes when the model or its prompt format does.
+    # These change when the model or its prompt format does.
     files = [(path.name, path.stat()) for path in sorted(run.model.iterdir()) if path.is_file()]
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
     stamp = _hash(json.dumps([_LAYOUT, prompt_format.name, prompt_format.template, stamps]))
     folder = home / stamp[:12] / name
     if folder.is_dir():
         return folder
-    # Before minutes of merging: a server writes all prompts by the chat template.
+    # A server renders all prompts with the chat template, so check it before minutes of merging.
     tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
     if prompt_format.name != CHAT:
         shape_prompt(prompt_format, tokenizer)
@@ -84,23 +84,23 @@ def serve_model(
 
     Args:
         folder: From `prepare_served_model`.
-        on_ready: Called once the server answers.
-        allowed_hosts: Names by which it may be asked, besides those that follow from `host`.
-        settings: `host`, a free `port`, `device` and `trust_remote_code`, as `transformers serve` takes them.
+        on_ready: Called when the server is ready.
+        allowed_hosts: Host names that requests may use, in addition to those that follow from `host`.
+        settings: `host`, a free `port`, `device` and `trust_remote_code`, as for `transformers serve`.
 
     Raises:
-        PublishError: The server ends by itself.
-        KeyboardInterrupt: Ctrl-C, once the server has ended.
+        PublishError: The server stops by itself.
+        KeyboardInterrupt: On Ctrl-C, after the server has stopped.
     """
-    # Not by Transformers' command, which first asks the network whether there is a newer version.
+    # Not with Transformers' command, which first checks online for a newer version.
     from transformers.cli import serve
     from transformers.cli.serving import server
 
     hosts = list_hosts(settings["host"], allowed_hosts)
     server.build_server = functools.partial(_build_guarded, server.build_server, folder.name, hosts)
-    # The model's name is all of its path, and the model is on this disk.
+    # From the parent folder, because the path is the model's name for clients; offline, because the model is local.
     with contextlib.chdir(folder.parent), offline():
-        # What the server says is no result of ours.
+        # The server's output is not the command's result.
         with contextlib.redirect_stdout(sys.stderr):
             running = serve.Serve(folder.name, log_level="error", non_blocking=True, **settings)
         try:
@@ -117,7 +117,7 @@ def serve_model(
 
 
 def _build_guarded(build: Callable[..., Any], name: str, hosts: list[str], *parts: Any, **others: Any) -> Any:
-    """Return the app that Transformers builds, which then refuses what it should not do or cannot."""
+    """Return the app that Transformers builds, extended to refuse requests that it should not or cannot answer."""
     from fastapi import HTTPException, Request
     from fastapi.responses import JSONResponse
     from jinja2 import TemplateError
@@ -137,7 +137,7 @@ def _build_guarded(build: Callable[..., Any], name: str, hosts: list[str], *part
     def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "", "created": 0}]}
 
-    # Transformers' own lists the models of the Hub's cache, and not the one that is served.
+    # Transformers' route lists the models in the Hub's cache, and not the one that is served.
     app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") != "/v1/models"]
     app.get("/v1/models")(list_models)
     app.add_middleware(Guard, hosts=hosts, routes=_ROUTES)
@@ -156,15 +156,15 @@ def _fitting(generate: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fit_answer(model: "PreTrainedModel", num_tokens: int, settings: "GenerationConfig") -> None:
-    """Limit the answer to what the model can attend to after its prompt.
+    """Limit the answer to the context that the prompt leaves.
 
     Args:
-        model: What answers.
-        num_tokens: Of the prompt.
+        model: The model.
+        num_tokens: Number of tokens in the prompt.
         settings: Its `max_new_tokens` is lowered in place.
 
     Raises:
-        ValueError: The prompt is empty, or it and one token more are too long.
+        ValueError: The prompt is empty, or leaves no room for an answer.
     """
     if not num_tokens:
         raise ValueError("the prompt is empty")
@@ -176,11 +176,11 @@ def fit_answer(model: "PreTrainedModel", num_tokens: int, settings: "GenerationC
 
 
 def build_snippet(name: str, base_url: str) -> str:
-    """Return how to ask the model, with curl and in Python.
+    """Return example requests to the model, with curl and in Python.
 
     Args:
         name: The model's name.
-        base_url: Ends in `/v1`.
+        base_url: The API's address, which ends in `/v1`.
     """
     messages = [{"role": "user", "content": "Name the capital of France."}]
     body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": 256}

@@ -1,7 +1,7 @@
 """A prompt format for other programs: a chat template in Jinja, and Ollama's template in Go with its Modelfile.
 
-Both come from one `PromptShape`, found by asking the format itself for prompts of known words and compared with it
-again, so that a prompt written elsewhere is, letter for letter, one the model was trained on.
+Both come from one `PromptShape`, which is derived from prompts that the format renders for known words and then checked
+against the format, so that prompts in other programs are exactly those the model was trained on.
 """
 
 import dataclasses
@@ -15,31 +15,31 @@ from hf_instruct.prompts import CHAT, PromptFormat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Words that no template writes by itself.
+# Words that no template contains.
 _USER, _INPUT, _SYSTEM, _ANSWER = "QUESTION7351", "INPUT7352", "SYSTEM7353", "ANSWER7354"
-# What a template may do to a text only shows on such texts: trim it, change its case, escape it.
+# Texts that show whether a template trims a text, changes its case or escapes it.
 _TRIALS = ("Name a color.", " two\n\nlines \n", "a < b && {{ c }} {% d %}", "“Grün”, 你好\t\\n", "# 'Q' \"A\"")
-# A longer window takes memory for every user of the server; who needs it sets `num_ctx` higher.
+# A longer context takes memory for every user of the server; users who need it can increase `num_ctx`.
 _LARGEST_WINDOW = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptShape:
-    """A prompt, cut where a person's words go.
+    """A prompt, split at the texts of the user and the system.
 
     Attributes:
-        name: The prompt format's.
-        head: First of all, and before the system text.
-        before: Between the system text and what the user writes.
-        after: From there to where the response begins.
+        name: Name of the prompt format.
+        head: Start of the prompt, before the system text.
+        before: Between the system text and the user's text.
+        after: Between the user's text and the response.
         answer_end: After the response, before another turn.
-        system_before: Written before a system message, if there is one.
-        system_after: Written after it; both are empty if there can be none.
+        system_before: Before a system message, if there is one.
+        system_after: After a system message; both are empty if the format does not support one.
         default_system: The system text of a conversation that has none; empty for none.
-        joint: Between instruction and input, where writing both as the user's words gives the training prompt;
-            None if the format writes more.
-        begin: The beginning-of-text token that the tokenizer puts before every prompt, in none of the other parts;
-            empty if it puts none.
+        joint: Between instruction and input, if both together as the user's text give the training prompt; None if the
+            format adds more.
+        begin: The beginning-of-text token that the tokenizer adds to every prompt, which is not in the other parts;
+            empty if it adds none.
     """
 
     name: str
@@ -54,19 +54,19 @@ class PromptShape:
     begin: str = ""
 
     def format_turn(self, text: str) -> str:
-        """Return the prompt of what a user writes, if nobody sends a system message; without `begin`."""
+        """Return the prompt of a user's text without a system message; without `begin`."""
         system = f"{self.system_before}{self.default_system}{self.system_after}" if self.default_system else ""
         return f"{self.head}{system}{self.before}{text}{self.after}"
 
 
 def shape_prompt(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> PromptShape:
-    """Return where a prompt format puts what it is given.
+    """Return the shape of a prompt format.
 
-    A format other than `chat` has no place for a system message: one that somebody sends anyway goes in front of the
-    instruction, with an empty line between.
+    A format other than `chat` does not support system messages. If there is one anyway, it is placed before the
+    instruction, with an empty line between them.
 
     Raises:
-        PublishError: The format does more with a text than to write it once, as it is.
+        PublishError: The format does not contain the text exactly once and unchanged.
     """
     is_chat = prompt_format.name == CHAT
     shape = _shape_chat(prompt_format, tokenizer) if is_chat else _shape_text(prompt_format, tokenizer)
@@ -110,35 +110,35 @@ def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
 
     user, answer = ("user", _USER), ("assistant", _ANSWER)
     plain, begin = render(user), _begin_token(tokenizer)
-    # What the tokenizer would put there by itself is in a chat template's text already.
+    # A chat template's text already contains the token that the tokenizer would add.
     begin = begin if plain.startswith(begin) else ""
     lead, _, after = plain.removeprefix(begin).partition(_USER)
     end = render(user, answer, add_generation_prompt=False).rpartition(_ANSWER)[2]
-    # Between an answer and the next question are the end of the one turn and the start of the other.
+    # Between an answer and the next question are the end of one turn and the start of the next.
     between = render(user, answer, ("user", _INPUT)).partition(_ANSWER)[2].partition(_INPUT)[0]
     before = between.removeprefix(end) if between.startswith(end) else lead
     shape = PromptShape(CHAT, "", before, after, end, joint="\n", begin=begin)
     try:
         system_before, _, rest = render(("system", _SYSTEM), user).removeprefix(begin).partition(_SYSTEM)
     except ConfigError:
-        # Some templates refuse a system message, in words of their own.
+        # Some templates refuse a system message, each with its own message.
         return shape
-    middle, asked, tail = rest.partition(_USER)
+    middle, user_text, tail = rest.partition(_USER)
     system_after = middle.removesuffix(before)
     default = lead.removeprefix(system_before).removesuffix(middle) if lead != before else ""
-    if asked and tail == after and middle == system_after + before:
+    if user_text and tail == after and middle == system_after + before:
         parts = {"system_before": system_before, "system_after": system_after, "default_system": default}
         return dataclasses.replace(shape, **parts)
     return shape
 
 
 def build_chat_template(shape: PromptShape) -> str:
-    """Return the Jinja chat template of a format that has no turns: the last question, as in training.
+    """Return the Jinja chat template of a format without turns, which renders the last question as in training.
 
-    Earlier turns are left out, because the model has never seen any. With an answer as the last message it writes the
-    whole training row.
+    Earlier turns are left out, because the model has never seen any. If the last message is an answer, the template
+    renders the whole training row.
     """
-    # Everything is a quoted text, so that no trimming of white space around blocks can touch it.
+    # All text is quoted, so that trimming whitespace around blocks cannot change it.
     head, after, end = (repr(text) for text in (shape.begin + shape.head, shape.after, shape.answer_end))
     return (
         "{% set ns = namespace(system='', question='') %}"
@@ -157,10 +157,10 @@ def build_chat_template(shape: PromptShape) -> str:
 def build_go_template(shape: PromptShape) -> str:
     """Return Ollama's template: one turn, with `.System`, `.Prompt` and `.Response`.
 
-    The beginning-of-text token is not in it, because the GGUF tells the server to put that first.
+    It does not contain the beginning-of-text token, because the GGUF file tells the server to add it.
 
     Raises:
-        PublishError: Go, or the Modelfile, would read a part of the prompt as its own.
+        PublishError: Go, or the Modelfile, would interpret a part of the prompt as its own syntax.
     """
     parts = (shape.head, shape.system_before, shape.system_after, shape.before, shape.after, shape.answer_end)
     if any("{{" in part or part.endswith("{") or '"""' in part for part in (*parts, shape.default_system)):
@@ -175,13 +175,13 @@ def build_go_template(shape: PromptShape) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Modelfile:
-    """What Ollama needs beside the weights.
+    """The file that Ollama needs in addition to the weights.
 
     Attributes:
         template: The prompt of one turn, in Go's template language.
         system: The system text of a conversation that has none; empty for none.
-        parameters: Options that hold unless a request says otherwise.
-        note: Comment lines for whoever reads the file.
+        parameters: Default options of requests.
+        note: Comment lines for readers of the file.
     """
 
     template: str
@@ -190,30 +190,30 @@ class Modelfile:
     note: str
 
     def format(self, weights: str) -> str:
-        """Return the text of the file, for the GGUF of a name beside it."""
+        """Return the text of the file, given the name of the GGUF file in the same folder."""
         lines = [self.note, f"FROM ./{weights}", f'TEMPLATE """{self.template}"""']
         if self.system:
             lines.append(f'SYSTEM """{self.system}"""')
         for name, value in self.parameters.items():
-            for one in value if isinstance(value, list) else [value]:
-                lines.append(f"PARAMETER {name} {json.dumps(one, ensure_ascii=False)}")
+            for item in value if isinstance(value, list) else [value]:
+                lines.append(f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}")
         return "\n".join(lines) + "\n"
 
 
 def build_modelfile(shape: PromptShape, *, context: int | None) -> Modelfile:
-    """Return the Modelfile of a model that answers as it was trained: greedily, to the prompt it was trained on.
+    """Return the Modelfile of a model that answers its training prompt greedily.
 
     Args:
         shape: The training prompt.
-        context: Most tokens the model can attend to; None if it does not say.
+        context: The model's context length, in tokens; None if unknown.
 
     Raises:
-        PublishError: The prompt cannot be written as a template of Go's.
+        PublishError: The prompt cannot be written as a Go template.
     """
     parameters = {
         "temperature": 0,
         "num_ctx": min(context or _LARGEST_WINDOW, _LARGEST_WINDOW),
-        # 1.1 before Ollama 0.32.10, which changes greedy answers.
+        # Before Ollama 0.32.10 the default was 1.1, which changes greedy answers.
         "repeat_penalty": 1.0,
         "stop": find_stop_words(shape),
     }
@@ -227,15 +227,15 @@ def build_modelfile(shape: PromptShape, *, context: int | None) -> Modelfile:
 
 
 def find_stop_words(shape: PromptShape) -> list[str]:
-    """Return the texts that no answer holds: the end of one, and the heading of the next question."""
+    """Return the texts that no answer contains: its end, and the heading of the next question."""
     words = [shape.answer_end.strip()]
     lines = [line.strip() for line in (shape.head + shape.system_before + shape.before).splitlines() if line.strip()]
-    # A line of prose could stand in an answer; a heading or a special token does not.
+    # A line of prose could be part of an answer; a heading or a special token is not.
     if lines and lines[-1].startswith(("#", "<", "[")):
         words.append(lines[-1])
     return [word for word in dict.fromkeys(words) if word]
 
 
 def _begin_token(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the token that the tokenizer puts before every text, or an empty text where it puts none."""
+    """Return the token that the tokenizer adds before every text, or an empty string if it adds none."""
     return str(tokenizer.bos_token) if prefix_ids(tokenizer)[:1] == [tokenizer.bos_token_id] else ""
