@@ -69,17 +69,17 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(BenchmarkOptions)}
     tasks = [name.strip() for name in options.tasks.split(",")]
-    found = benchmark_run(options.model, tasks, options=BenchmarkOptions(**settings), base=options.base)
+    results = benchmark_run(options.model, tasks, options=BenchmarkOptions(**settings), base=options.base)
     if options.json:
-        print(format_json({kind: [row.to_dict() for row in rows] for kind, rows in found.items()}))
+        print(format_json({kind: [row.to_dict() for row in rows] for kind, rows in results.items()}))
     else:
-        tuned = found.pop("tuned")
-        start, base = next(iter(found.items()), ("", []))
+        tuned = results.pop("tuned")
+        start, base = next(iter(results.items()), ("", []))
         _print_table(tuned, RunFolder(Path(options.model)).read_provenance().label(start) if base else "", base)
 
 
 def _print_table(results: "Sequence[BenchmarkResult]", start: str, base: "Sequence[BenchmarkResult]") -> None:
-    """Print the requested tasks beside the start model's results; members of groups are only in the file."""
+    """Print the results of the requested tasks next to the start model's; members of groups are only in the file."""
     rows = [row for row in results if row.shown]
     values = {(row.task, row.metric, row.filter): _format_value(row) for row in base}
     last = [start, "tuned", "difference, 95 %"] if base else ["value ± error"]
@@ -95,9 +95,9 @@ def _print_table(results: "Sequence[BenchmarkResult]", start: str, base: "Sequen
     print("\n".join(align(table, right={2, 3})))
     if same := [f"{row.task} {row.metric}" for row in rows if row.difference and not row.difference.is_shown]:
         print(f"\nNo difference shown (the interval contains 0): {', '.join(same)}")
-    asked = "in the tokenizer's chat template" if rows[0].chat_template else "as plain text"
+    style = "in the tokenizer's chat template" if rows[0].chat_template else "as plain text"
     limited = f"; the first {rows[0].limit:,} questions of each task" if rows[0].limit else ""
-    print(f"\nlm-eval {rows[0].lm_eval_version}, {rows[0].dtype}, questions {asked}{limited}; ± is the standard error")
+    print(f"\nlm-eval {rows[0].lm_eval_version}, {rows[0].dtype}, questions {style}{limited}; ± is the standard error")
     if more := len({row.task for row in results if not row.shown}):
         print(f"and {pluralize(more, 'member')} of groups, in the results")
 

@@ -114,7 +114,7 @@ def _chat(options: argparse.Namespace) -> None:
         _talk(session)
     else:
         if isinstance(sys.stdin, io.TextIOWrapper):
-            # Bytes that are not text get a message instead of a traceback.
+            # Bytes that are not text then give a message instead of a traceback.
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         # The first line that cannot be answered ends the program.
         all(map(session.handle, sys.stdin))
@@ -137,7 +137,7 @@ def _talk(session: "TerminalChat") -> None:
     logger.info("%s (prompt format %s%s).%s", model.name, model.prompt_format.name, context, turns)
     logger.info("/help lists commands, Ctrl-D quits.")
     with contextlib.suppress(ImportError):
-        # Gives the prompt arrow keys and a history.
+        # Adds arrow keys and a history to the prompt.
         import readline  # noqa: F401
     for line in _read_lines():
         try:
@@ -156,7 +156,8 @@ def _read_lines() -> Iterator[str]:
     held, was_interrupted = "", False
     while True:
         try:
-            line = input(("... " if held else "> ") * sys.stdout.isatty())
+            prompt = "... " if held else "> "
+            line = input(prompt if sys.stdout.isatty() else "")
         except Terminated:
             raise
         except (EOFError, KeyboardInterrupt) as error:
@@ -179,9 +180,9 @@ class TerminalChat:
     """Handles the lines that a user types.
 
     Args:
-        conversation: With the model to talk to.
-        load_base: Loads the model to compare with; or None.
-        is_terminal: Whether Ctrl-C stops only the answer.
+        conversation: The conversation with the model.
+        load_base: Loads the model to compare with; None if there is none.
+        is_terminal: Whether Ctrl-C only stops the answer.
     """
 
     def __init__(
@@ -193,10 +194,10 @@ class TerminalChat:
         self._compares = False
 
     def handle(self, line: str) -> bool:
-        """Do what a line asks for, and return whether the session continues.
+        """Execute a command or answer a question, and return whether the session continues.
 
         Raises:
-            InstructError: It cannot be done; the session can continue.
+            InstructError: The line cannot be handled; the session can continue.
         """
         line, talk = line.strip(), self.conversation
         if not line.startswith("/") or line.startswith("//"):
@@ -250,14 +251,14 @@ class TerminalChat:
         return True
 
     def ask(self, question: str | None, *, compare: bool = False) -> "list[Turn]":
-        """Ask a question and print the answer as it comes, or both models' answers side by side.
+        """Ask a question and print the answer as it is generated, or both models' answers side by side.
 
         Args:
-            question: None asks the latest again.
-            compare: Ask the untuned model too, also where that is not turned on.
+            question: The question; None to ask the latest one again.
+            compare: Also ask the untuned model, even if that is not turned on.
 
         Returns:
-            The tuned model's turn, and before it the untuned model's where it was asked.
+            The tuned model's turn, preceded by the untuned model's if it was asked.
 
         Raises:
             InstructError: The question cannot be asked, or generation fails.
@@ -281,10 +282,10 @@ class TerminalChat:
         return [talk.turns[-1] for talk in talks]
 
     def compare_always(self, on: bool = True) -> None:
-        """Turn asking the untuned model on or off.
+        """Turn comparison with the untuned model on or off.
 
         Raises:
-            InstructError: There is none, or it cannot be loaded.
+            InstructError: There is no untuned model, or it cannot be loaded.
         """
         if on:
             self._require_base()
@@ -295,7 +296,7 @@ class TerminalChat:
         if len(streams) > 1 and is_wide and sys.stdout.isatty():
             from rich.console import Console
 
-            # Its codes for the cursor would not pass the stream that cleans what is printed.
+            # Not `sys.stdout`, which would remove the codes that move the cursor.
             show_columns(Console(file=sys.__stdout__), labels, streams)
         else:
             for label, stream in zip(labels, streams, strict=True):
@@ -314,7 +315,7 @@ class TerminalChat:
         try:
             yield stop
         finally:
-            # Whatever came between: no thread continues unseen.
+            # Always, so that no thread continues in the background.
             stop.set()
             if self._is_terminal:
                 signal.signal(signal.SIGINT, before)
@@ -339,9 +340,9 @@ class TerminalChat:
 
 
 def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
-    """Add whole answers to a JSON Lines file that `data check` accepts, unless they are in it; return what was done.
+    """Add complete answers that are not yet in a JSON Lines file for `data check` to it, and return a summary.
 
-    The file is written whole: the old one stays where that fails.
+    The file is replaced in one step; if that fails, the old one stays.
 
     Raises:
         DataError: There is nothing to save, or the file does not contain examples or cannot be written.
@@ -354,16 +355,18 @@ def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
         raise DataError(f"`{path}` should end in `.jsonl`: examples are saved as JSON Lines.")
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        there = read_examples(str(path)) if text.strip() else []
-        lines, said = format_examples(
-            turns, {build_example_id(row.instruction, row.input, row.output) for row in there}
+        existing = read_examples(str(path)) if text.strip() else []
+        lines, summary = format_examples(
+            turns, {build_example_id(row.instruction, row.input, row.output) for row in existing}
         )
         if lines:
-            write_text(path.resolve(), text + "\n" * (text != "" and not text.endswith("\n")) + lines)
+            if text and not text.endswith("\n"):
+                text += "\n"
+            write_text(path.resolve(), text + lines)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise DataError(f"`{path}` cannot be written: {reason}. Name another file.") from error
-    return said
+    return summary
 
 
 def show_columns(console: "Console", labels: Sequence[str], streams: Sequence[Iterator[str]]) -> None:

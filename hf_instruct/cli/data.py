@@ -113,8 +113,8 @@ def _load_settings(options: argparse.Namespace) -> "DataSection":
     from hf_instruct.config import load_experiment, parse_setting
 
     source = parse_setting("data.source", options.source)
-    given = {f"data.{name}": value for name, value in collect_fields(options)["data"].items()}
-    return load_experiment(None, {"data.source": source, **given}, deep=False).data
+    fields = {f"data.{name}": value for name, value in collect_fields(options)["data"].items()}
+    return load_experiment(None, {"data.source": source, **fields}, deep=False).data
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -163,15 +163,14 @@ def _check(options: argparse.Namespace) -> None:
 def _split(
     options: argparse.Namespace, settings: "DataSection", examples: "Dataset"
 ) -> "tuple[Mapping[str, Dataset], str | None]":
-    """Return the examples as a run would split them, or all in one and the reason where they are too few for that."""
+    """Return the splits that a run would use, or all examples in one split and the reason if there are too few."""
     from hf_instruct.data.splits import split_dataset
     from hf_instruct.errors import DataError
 
     try:
         return split_dataset(examples, settings), None
     except DataError as error:
-        given = {f"data.{name}" for name in (*_SPLIT_FIELDS, "strict")} & {*options.overrides}
-        if given:
+        if {f"data.{name}" for name in (*_SPLIT_FIELDS, "strict")} & {*options.overrides}:
             raise
         none = examples.select([])
         return {"train": examples, "test": none, "validation": none}, str(error)
@@ -191,7 +190,8 @@ def _print_preflight(preflight: "Preflight", splits: "Mapping[str, Dataset]", un
         print(f"\n{unsplit}")
     else:
         about = ["instruction + input of test and validation compared with train, without repeats"]
-        about += [f"{near.sampled} (`--near {near.threshold:g}` takes all)"] if near.sampled else []
+        if near.sampled:
+            about.append(f"{near.sampled} (`--near {near.threshold:g}` takes all)")
         shown = format_near_duplicates(preflight, splits)
         method = f"{near.method}.{' The nearest:' if shown else ''}"
         print(wrap(_printable("\n".join([f"\nNear-duplicates: {'; '.join([*about, method])}", *shown]))))
@@ -296,7 +296,7 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
 def _load_format(
     options: argparse.Namespace, settings: "DataSection", examples: "Dataset"
 ) -> "tuple[PromptFormat, TokenCounter | None]":
-    """Return the prompt format as a run would train on it, and what counts its tokens if a model is named."""
+    """Return the prompt format that a run would use, and a counter of its tokens if a model is set."""
     from hf_instruct.data.examples import has_conversations
     from hf_instruct.data.tokens import load_counter
     from hf_instruct.errors import ConfigError
@@ -313,11 +313,11 @@ def _load_format(
     if not options.tokenizer:
         return prompt_format, None
     training = {"max_length": getattr(options, "max_length", None) or TRAIN_DEFAULTS["max_length"]}
-    asked: dict[str, Any] = {"prompt_format": prompt_format, "training": training, "loss_on": settings.loss_on}
-    counter = load_counter(options.tokenizer, **asked)
+    fields: dict[str, Any] = {"prompt_format": prompt_format, "training": training, "loss_on": settings.loss_on}
+    counter = load_counter(options.tokenizer, **fields)
     return counter.prompt_format, counter
 
 
 def _printable(text: str) -> str:
     """Return a text without control characters, which could control the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found.group()):02x}", text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match.group()):02x}", text)

@@ -77,7 +77,7 @@ def _explore(options: argparse.Namespace) -> None:
     from hf_instruct.generation.token_text import check_text, encode_raw_prompt
 
     # Checks that need no model.
-    # `Path.is_file` would raise for a text that is too long for a name.
+    # `Path.is_file` raises for a text that is too long for a name.
     if os.path.isfile(f"{options.prompt}/run.yaml"):  # noqa: PTH113
         raise ConfigError(
             f"`{options.prompt}` is a run folder; pass it as `--model {options.prompt}`, followed by a prompt."
@@ -93,7 +93,7 @@ def _explore(options: argparse.Namespace) -> None:
         text = model.encode(options.prompt.strip())
     elif options.prompt.endswith(" "):
         logger.warning("The prompt ends with a space. Most tokens begin with a space, so few tokens can follow.")
-    # Before anything is printed or drawn.
+    # Checked before anything is printed or drawn.
     room = max(options.length if names else 0, options.depth if options.beams else 0)
     _show(options, model, encode_raw_prompt(model.model, model.tokenizer, text, room=room), names)
 
@@ -102,12 +102,12 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
     """Print each part as soon as it is computed, or all as JSON."""
     from hf_instruct.generation.exploring import compare_strategies, explore_beams, explore_next, tabulate_texts
 
-    asked = (chat_model.model, chat_model.tokenizer, ids)
+    inputs = (chat_model.model, chat_model.tokenizer, ids)
     say = (lambda *lines: None) if options.json else _print_lines
-    following = explore_next(*asked, top=options.top, **{name: getattr(options, name) for name in _SAMPLING})
-    shown = following.prompt_tokens
-    shown = shown if len(shown) <= 60 else [*shown[:30], "...", *shown[-30:]]
-    prompt = textwrap.fill(" ".join(shown), text_width() - 2, break_on_hyphens=False)
+    following = explore_next(*inputs, top=options.top, **{name: getattr(options, name) for name in _SAMPLING})
+    tokens = following.prompt_tokens
+    tokens = tokens if len(tokens) <= 60 else [*tokens[:30], "...", *tokens[-30:]]
+    prompt = textwrap.fill(" ".join(tokens), text_width() - 2, break_on_hyphens=False)
     how = f", in the prompt format `{chat_model.prompt_format.name}`" if options.instruction else ""
     say(f"{options.model} continues {pluralize(len(ids), 'token')}{how}:", "", textwrap.indent(prompt, "  "), "")
     say(*_format_table(following.to_table()), "", *textwrap.wrap(str(following), text_width()))
@@ -115,12 +115,12 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
         _plot(following, options)
     tree, texts = None, []
     if options.beams:
-        tree = explore_beams(*asked, num_beams=options.beams, length=options.depth)
+        tree = explore_beams(*inputs, num_beams=options.beams, length=options.depth)
         say("", f"Beam search with {options.beams} beams, {pluralize(options.depth, 'token')}", "")
         say(*_format_table(tree.to_table()), "", *_format_table(tabulate_texts(tree.texts)))
     if names:
         settings = {"max_new_tokens": options.length, "seed": options.seed, "end_id": chat_model.end_id}
-        texts = compare_strategies(*asked, names=names, **settings)
+        texts = compare_strategies(*inputs, names=names, **settings)
         say("", f"The same prompt, {pluralize(options.length, 'token')} by each strategy (seed {options.seed})", "")
         say(*_format_table(tabulate_texts(texts)), "", *textwrap.wrap(_LEGEND, text_width()))
     if options.json:

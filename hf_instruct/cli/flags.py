@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # `train.learning_rate`, and any other field of a section.
 _DOTTED = re.compile(r"\w+(\.\w+)+")
-# What is meant by a section's name alone.
+# The fields that flags with the name of a section set.
 _MAIN_FIELDS = {"data": "data.source", "model": "model.name", "judge": "judge.backend"}
 
 
@@ -49,10 +49,10 @@ def _figure_file(text: str) -> Path:
 
 
 class FieldFlag(argparse.Action):
-    """A flag that sets a field of the experiment, exactly as `--SECTION.FIELD VALUE` does: into `options.overrides`.
+    """A flag that sets a field of the experiment in `options.overrides`, exactly like `--SECTION.FIELD VALUE`.
 
-    The field's own section checks its value, and knows its help text where none is given; it is asked when that is
-    needed, because importing it takes longer than everything else that a `--help` does.
+    The field's section checks the value, and contains the help text if none is passed. The section is only imported
+    when needed, because that takes longer than everything else that `--help` does.
     """
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, field: str, **given: Any) -> None:
@@ -60,7 +60,7 @@ class FieldFlag(argparse.Action):
         self.field = field
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        """Set the field to what is given, a text as YAML unless the flag has a type; or to true without a value."""
+        """Set the field to the value, parsed as YAML unless the flag has a type; or to true without a value."""
         from hf_instruct.config import parse_setting
 
         if self.nargs == 0:
@@ -70,13 +70,13 @@ class FieldFlag(argparse.Action):
         namespace.overrides = {**getattr(namespace, "overrides", {}), self.field: values}
 
     def describe(self) -> str:
-        """Return the help text: the one given, or the field's description and default."""
+        """Return the help text that was passed, or the field's description and default."""
         from hf_instruct.config import describe_fields
 
         if self.help != self.field:
             return str(self.help)
-        found = next(format_help(default, text) for name, default, text in describe_fields() if name == self.field)
-        return found.replace("%", "%%")
+        help_text = next(format_help(default, text) for name, default, text in describe_fields() if name == self.field)
+        return help_text.replace("%", "%%")
 
 
 def format_help(default: Any, text: str) -> str:
@@ -85,14 +85,14 @@ def format_help(default: Any, text: str) -> str:
 
 
 def add_field_flags(parser: argparse.ArgumentParser, section: str, *names: str, switches: Sequence[str] = ()) -> None:
-    """Add flags that stand for fields of one section of an experiment: `--base-url URL` for `--judge.base_url URL`.
+    """Add flags for fields of one section of an experiment: `--base-url URL` for `--judge.base_url URL`.
 
-    What is given lands in `options.overrides` by its dotted name; a field that is not given is not there. The section's
-    main field is called as the section: `--judge` for `--judge.backend`.
+    Values are stored in `options.overrides` by dotted name, for those flags that are used. The flag of the section's
+    main field has the name of the section: `--judge` for `--judge.backend`.
 
     Args:
-        parser: Where they are added.
-        section: Of the experiment.
+        parser: The parser.
+        section: The section of the experiment.
         names: Fields that take a value.
         switches: Fields that a flag without a value turns on.
     """
@@ -109,18 +109,18 @@ def add_trust_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_page_flags(parser: argparse.ArgumentParser) -> None:
-    """Add where a page is served, and whether a browser opens it."""
+    """Add the flags for the address of a page, and whether to open a browser."""
     add_address_flags(parser, default_port=7860)
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
 
 
 @contextlib.contextmanager
 def open_page(options: argparse.Namespace, *, risk: str) -> Iterator[dict[str, Any]]:
-    """Bind the address of a page and print it; gives `server` and `hosts` for `serve_page`, which Ctrl-C ends.
+    """Bind the address of a page and print it; yields `server` and `hosts` for `serve_page`, which Ctrl-C stops.
 
     Args:
-        options: With what `add_page_flags` adds.
-        risk: What others can do with the page, for a warning if it is served to other machines too.
+        options: Options with the flags of `add_page_flags`.
+        risk: Actions that the page allows, for a warning if it is also served to other machines.
 
     Raises:
         RunError: The page cannot be served there.
@@ -139,7 +139,7 @@ def open_page(options: argparse.Namespace, *, risk: str) -> Iterator[dict[str, A
 
 
 def add_address_flags(parser: argparse.ArgumentParser, *, default_port: int) -> None:
-    """Add where something is served, and under which names."""
+    """Add the flags for the address and the host names of a server."""
     parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
     port = functools.partial(whole, most=65535)
     parser.add_argument(
@@ -161,9 +161,9 @@ def add_address_flags(parser: argparse.ArgumentParser, *, default_port: int) -> 
 def split_settings(
     arguments: Sequence[str], parser: argparse.ArgumentParser
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the words that argparse knows, and the flags that stand for fields as pairs of a name and a text.
+    """Return the arguments for argparse, and the flags that set fields as pairs of a name and a text.
 
-    They are taken out first: argparse would take the value of a flag that it does not know for the verb's own argument.
+    They are separated first, because argparse would treat the value of an unknown flag as an argument of the verb.
     """
     flags = find_flags(parser)
     rest: list[str] = []
@@ -185,7 +185,7 @@ def split_settings(
 
 
 def find_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Return the flags of a parser and of those below it."""
+    """Return the flags of a parser and of its subparsers."""
     below = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return set(parser._option_string_actions).union(*(find_flags(child) for children in below for child in children))
 
@@ -193,28 +193,28 @@ def find_flags(parser: argparse.ArgumentParser) -> set[str]:
 def parse_overrides(
     settings: Sequence[tuple[str, str]], options: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> dict[str, object]:
-    """Return settings by their dotted names; what the verb does not take, or not for one section, is a usage error."""
+    """Return settings by dotted name; a setting that the verb does not have, or that is ambiguous, is a usage error."""
     from hf_instruct.config import Experiment, parse_setting
 
     overrides: dict[str, object] = {}
-    for given, text in settings:
+    for name, text in settings:
         if not getattr(options, "sections", ()):
-            parser.error(f"unrecognized argument: --{given}")
-        section, dot, _ = given.partition(".")
+            parser.error(f"unrecognized argument: --{name}")
+        section, dot, _ = name.partition(".")
         if dot and section not in Experiment.model_fields:
-            parser.error(f"unknown section in --{given}; allowed are {', '.join(Experiment.model_fields)}")
-        fields = [given] if dot else _find_fields(given, options)
-        if not fields or given in _MAIN_FIELDS:
-            near = suggest_flag(given, options, parser)
-            parser.error(f"unrecognized argument: --{given}{f'.{near}' if near else ''}")
+            parser.error(f"unknown section in --{name}; allowed are {', '.join(Experiment.model_fields)}")
+        fields = [name] if dot else _find_fields(name, options)
+        if not fields or name in _MAIN_FIELDS:
+            near = suggest_flag(name, options, parser)
+            parser.error(f"unrecognized argument: --{name}{f'.{near}' if near else ''}")
         if len(fields) > 1:
-            parser.error(f"--{given} is ambiguous: {' or '.join(f'--{field}' for field in fields)}; name one of them")
+            parser.error(f"--{name} is ambiguous: {' or '.join(f'--{field}' for field in fields)}; name one of them")
         overrides[fields[0]] = parse_setting(fields[0], text)
     return overrides
 
 
 def collect_fields(options: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """Return the fields that flags set, by section: an entry for each section that the verb uses.
+    """Return the fields that flags set, by section, with an entry for each section that the verb uses.
 
     Raises:
         ConfigError: Fields of other sections are set too.
@@ -233,7 +233,7 @@ def collect_fields(options: argparse.Namespace) -> dict[str, dict[str, object]]:
 
 
 def suggest_flag(wrong: str, options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """Return a question that names the verb's flag most like a wrong one; empty for none."""
+    """Return a question that suggests the flag of the verb that is most similar to a wrong one; empty for none."""
     name = wrong.removeprefix("--").replace("-", "_")
     sections = _used_sections(options)
     if name in _MAIN_FIELDS and name in sections:
@@ -243,17 +243,17 @@ def suggest_flag(wrong: str, options: argparse.Namespace, parser: argparse.Argum
     else:
         field = find_nearest(name, set().union(*map(_fields_of, sections)))
         near = _find_fields(field, options) if field else []
-    return f" Did you mean {' or '.join(f'`--{found}`' for found in near)}?" if near else ""
+    return f" Did you mean {' or '.join(f'`--{flag}`' for flag in near)}?" if near else ""
 
 
 def _find_fields(name: str, options: argparse.Namespace) -> list[str]:
-    """Return the fields, by dotted name, that a verb uses and that are called so here or in other programs."""
+    """Return the fields, by dotted name, that a verb uses and that have this name here or in other programs."""
     names = {name, FIELD_SYNONYMS.get(name)}
-    return [f"{section}.{own}" for section in _used_sections(options) for own in _fields_of(section) & names]
+    return [f"{section}.{field}" for section in _used_sections(options) for field in _fields_of(section) & names]
 
 
 def _used_sections(options: argparse.Namespace) -> list[str]:
-    """Return the sections of an experiment that a verb uses: of those that train the one that the file has."""
+    """Return the sections of an experiment that a verb uses; of the training sections, only the one in the file."""
     from hf_instruct.library_fields import SECTIONS
     from hf_instruct.recipes import find_experiment
     from hf_instruct.yaml_text import read_yaml
@@ -261,11 +261,11 @@ def _used_sections(options: argparse.Namespace) -> list[str]:
     sections: tuple[str, ...] = getattr(options, "sections", ())
     if "train" not in sections:
         return list(sections)
-    given: dict[str, object] = {}
-    # A file that cannot be read is refused by the command itself.
+    content: dict[str, object] = {}
+    # The command itself reports a file that cannot be read.
     with contextlib.suppress(ConfigError):
-        given = read_yaml(find_experiment(options.experiment)) if options.experiment else {}
-    chosen = next((section for section in SECTIONS.values() if section in given), "train")
+        content = read_yaml(find_experiment(options.experiment)) if options.experiment else {}
+    chosen = next((section for section in SECTIONS.values() if section in content), "train")
     used = {chosen, {"dpo": "preferences", "grpo": "rewards"}.get(chosen)}
     unused = {*SECTIONS.values(), "preferences", "rewards"} - used
     return [section for section in sections if section not in unused]
@@ -279,7 +279,7 @@ def _field_names() -> frozenset[str]:
 
 
 def _fields_of(section: str) -> set[str]:
-    """Return the names of the fields that a section takes."""
+    """Return the names of the fields that a section accepts."""
     from hf_instruct.config import Experiment
     from hf_instruct.library_fields import NOT_TO_GENERATE, OWN_TRAINING, REFUSED_TRAINING, SECTIONS, read_fields
 

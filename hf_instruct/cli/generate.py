@@ -109,7 +109,7 @@ def _answer_source(options: argparse.Namespace) -> None:
 
 
 def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str, Any]:
-    """Return what the flags set, by dotted name: the fields of a preset or a strategy, then those given.
+    """Return the fields that the flags set, by dotted name: those of a preset or a strategy, then the others.
 
     Raises:
         RunError: The folder is not a run.
@@ -118,22 +118,22 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
     from hf_instruct.errors import ConfigError
     from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 
-    given = dict(options.overrides)
+    overrides = dict(options.overrides)
     stored = run.load_experiment().generate.model_dump()
-    if given.get("generate.model") and not given.get("generate.endpoint", stored["endpoint"]):
+    if overrides.get("generate.model") and not overrides.get("generate.endpoint", stored["endpoint"]):
         raise ConfigError("`--model` is the name of a model on a server; add `--endpoint URL`.")
     if stored["limit"]:
-        # Of an earlier command.
-        given.setdefault("generate.limit", None)
+        # Set by an earlier command.
+        overrides.setdefault("generate.limit", None)
     if not (options.strategy or options.preset):
-        return given
-    # Fields of other sections are refused where every verb refuses them.
-    fields = {name.partition(".")[2]: value for name, value in given.items() if name.startswith("generate.")}
+        return overrides
+    # Fields of other sections are refused later, as for every verb.
+    fields = {name.partition(".")[2]: value for name, value in overrides.items() if name.startswith("generate.")}
     chosen = find_strategy(options.preset or options.strategy, preset=bool(options.preset))
     settings = build_generation_settings(chosen, **fields)
-    # What another strategy had set in this run does not stay.
+    # Fields that another strategy had set in this run are removed.
     stale = {name: None for name in STRATEGY_FIELDS if stored.get(name) is not None and name not in settings}
-    return {**given, **{f"generate.{name}": value for name, value in {**stale, **settings}.items()}}
+    return {**overrides, **{f"generate.{name}": value for name, value in {**stale, **settings}.items()}}
 
 
 def _print_presets(options: argparse.Namespace) -> None:
@@ -141,8 +141,8 @@ def _print_presets(options: argparse.Namespace) -> None:
 
     for title, presets in (("strategies (`--strategy NAME`)", False), ("presets (`--preset NAME`)", True)):
         print(f"{title}\n")
-        for one in load_strategies(presets=presets).values():
-            print(f"  {one.name:<13}{one.description}\n{'':<15}{_format(one.settings)}\n{'':<15}{one.source}")
+        for each in load_strategies(presets=presets).values():
+            print(f"  {each.name:<13}{each.description}\n{'':<15}{_format(each.settings)}\n{'':<15}{each.source}")
         print()
 
 

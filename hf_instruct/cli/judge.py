@@ -102,14 +102,14 @@ def _score(options: argparse.Namespace) -> None:
         sets = {TUNED: load_responses(options.source)}
         judged = judge_sets(sets, folder, section, options=how)
         measure_sets(sets, folder)
-    for model, found in judged.items():
+    for model, result in judged.items():
         label = f"{model:9}" if run else ""
-        text = f"{label}{found}\nmetrics  {format_metrics(folder.read_metrics(model))}"
+        text = f"{label}{result}\nmetrics  {format_metrics(folder.read_metrics(model))}"
         print(wrap(text.replace("\n", "\n" + " " * len(label))))
-    is_part = any(found.left_out for found in judged.values())
+    is_part = any(result.left_out for result in judged.values())
     print(folder.judgments, *([] if is_part else [folder.scores]), folder.metrics, sep="\n")
-    for found in judged.values():
-        require_verdicts(found.scores.n, found.scores.total, folder.judgments)
+    for result in judged.values():
+        require_verdicts(result.scores.n, result.scores.total, folder.judgments)
 
 
 def _pairwise(options: argparse.Namespace) -> None:
@@ -124,14 +124,14 @@ def _pairwise(options: argparse.Namespace) -> None:
     joined = join_responses(first, second, names)
     run = RunFolder(split_model(options.source)[0])
     is_run = run.config.is_file()
-    # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
+    # The run's settings of the judge also apply here; its rubric and repeats are only for scores.
     section = _build_section(options, run if is_run else None)
     file = choose_pair_file(options.source, options.baseline, options.out)
     with run.locked() if is_run else contextlib.nullcontext():
         judged = prefer(joined, section, file=file, options=_build_options(options))
     print(wrap(f"{judged}\n{file}\n{file.with_suffix('.json')}"))
-    asked = judged.summary.total - judged.summary.identical
-    require_verdicts(asked - judged.summary.failures, asked, file)
+    num_asked = judged.summary.total - judged.summary.identical
+    require_verdicts(num_asked - judged.summary.failures, num_asked, file)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -174,7 +174,7 @@ def _metrics(options: argparse.Namespace) -> None:
 
     run = _open_run(options)
     folder = run or choose_folder(options.source, options.out)
-    # All are read before any is written.
+    # All sets are read before any result is written.
     sets = read_sets(run) if run else {TUNED: load_responses(options.source)}
     with run.locked() if run else contextlib.nullcontext():
         measured = measure_sets(sets, folder)
@@ -187,7 +187,7 @@ def _open_run(options: argparse.Namespace) -> "RunFolder | None":
     """Return the run that `source` names, or None if it is a file or absent.
 
     Raises:
-        InstructError: There is no such file, the folder is not a run, or `--out` was given for a run.
+        InstructError: There is no such file, the folder is not a run, or `--out` is set for a run.
     """
     from hf_instruct.errors import ConfigError, DataError
     from hf_instruct.run_folder import RunFolder
@@ -207,12 +207,12 @@ def _open_run(options: argparse.Namespace) -> "RunFolder | None":
 
 
 def _build_section(options: argparse.Namespace, run: "RunFolder | None") -> "JudgeSection":
-    """Return the `judge` section that the flags set, over a run's own."""
+    """Return the `judge` section of the flags, which replace the run's settings."""
     from hf_instruct.config import build_experiment
     from hf_instruct.evaluation.stage import load_judge_settings
 
-    given = collect_fields(options)["judge"]
-    values = load_judge_settings(run, given) if run else given
+    fields = collect_fields(options)["judge"]
+    values = load_judge_settings(run, fields) if run else fields
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
 
 
@@ -220,7 +220,7 @@ def _build_options(options: argparse.Namespace, limit: int | None = None) -> "Ju
     from hf_instruct.console import redact
     from hf_instruct.evaluation.loop import JudgeOptions
 
-    # `--force` would throw away what was judged before the interruption.
+    # `--force` would discard the judgments from before the interruption.
     command = redact(shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")]))
     resume_hint = f"Continue with the same command: `{command}`."
     return JudgeOptions(use_cache=not options.no_cache, force=options.force, limit=limit, resume_hint=resume_hint)
@@ -230,7 +230,7 @@ def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> N
     """Raise an error if a judge was asked and none of its replies could be used.
 
     Raises:
-        JudgeError: There are none; `files`, if there is one, has its replies.
+        JudgeError: None could be used. The error names `files`, which contains the replies, unless it is None.
     """
     from hf_instruct.errors import JudgeError
 

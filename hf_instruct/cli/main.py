@@ -17,8 +17,8 @@ from hf_instruct.console import clean_message, clean_output, wrap
 from hf_instruct.errors import DISK_ERRORS, InstructError, disk_remedy, is_bug
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
-# Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, by verb where it has several, and
-# `add_arguments(parser)`, which also sets the default `handler`. It is imported when its verb is given.
+# Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, by verb if it has several, and
+# `add_arguments(parser)`, which also sets the default `handler`. It is imported when its verb is used.
 VERBS = {
     "run": "run an experiment from end to end: prepare, train, answer, judge, report",
     "recipes": "list the experiments that come with the package, or copy one to edit",
@@ -43,7 +43,7 @@ VERBS = {
     "export": "export the tuned model as merged weights, as GGUF or for Ollama",
     "serve": "serve the tuned model with an OpenAI-compatible API",
 }
-_MODULES = dict.fromkeys(("train", "dpo", "grpo"), "run")  # by verb, where they are not called the same
+_MODULES = dict.fromkeys(("train", "dpo", "grpo"), "run")  # by verb, if the names differ
 
 _SECONDS_FOR_THE_FIRST = 5.0
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     Returns:
-        0 done, 1 an error the user can fix, 2 usage, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+        0 for success, 1 for an error the user can fix, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = build_parser(arguments)
@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_process()
         with sigterm_interrupts(), clean_output():
             options.handler(options)
-        # Now, while a closed pipe can still be told from an error of ours.
+        # Flushed here, where a closed pipe is handled below.
         sys.stdout.flush()
     except InstructError as error:
         if not is_main_process():
-            # The first process most likely stops for the same reason; the launcher then ends this one, and the reason
-            # is printed once and not once per GPU.
+            # The first process most likely stops for the same reason; the launcher then ends this one, so that the
+            # reason is printed once and not once per GPU.
             time.sleep(_SECONDS_FOR_THE_FIRST)
         _print_error(str(error), options)
         return 1
@@ -94,18 +94,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(text: str, options: argparse.Namespace, *, before: str = "") -> None:
-    """Print the message of the error being handled, under its traceback where `--debug` asks for that."""
+    """Print the message of the error being handled, with `--debug` after its traceback."""
     trace = traceback.format_exc() if getattr(options, "debug", False) else ""
     print(wrap(clean_message(f"{trace}{before}hf-instruct: {text}"), sys.stderr), file=sys.stderr)
 
 
 def _is_termination(stop: BaseException | None) -> bool:
-    """Return whether SIGTERM is at the bottom of an interruption that was given a text on its way up."""
+    """Return whether SIGTERM is the cause of an interruption, which may have been raised again with a text."""
     return stop is not None and (isinstance(stop, Terminated) or _is_termination(stop.__cause__))
 
 
 class _HelpText(argparse.HelpFormatter):
-    """Fills paragraphs to the terminal's width, and leaves those with indented lines, the examples, as they are."""
+    """Wraps paragraphs to the terminal's width, except those with indented lines, which are examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = functools.partial(textwrap.fill, width=width - len(indent), break_on_hyphens=False)
@@ -120,12 +120,12 @@ class _HelpText(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """The parser of a verb, and of the verbs below it."""
+    """The parser of a verb, and of its actions."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{"formatter_class": _HelpText, "allow_abbrev": False, **given})
         if self.add_help:
-            # Suppressed, or the parser of an action would turn off what was given to its verb.
+            # Suppressed, because the parser of an action would otherwise reset the verb's `--debug`.
             text = "show the traceback of an error"
             self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
 
@@ -145,7 +145,7 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
     """Return the parser of a command.
 
     Args:
-        arguments: What it is going to parse: the modules of verbs that are not there are not imported. None for all.
+        arguments: The arguments to parse; modules of verbs that are not among them are not imported. None for all.
     """
     parser = _Parser(
         prog="hf-instruct",
@@ -154,7 +154,7 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
     parser.set_defaults(handler=lambda options: parser.print_help(), overrides={})
-    # The metavar is longer than any command: argparse lays out the column of help texts by it.
+    # The metavar is longer than any command, because argparse aligns the column of help texts by it.
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND [OPTION]")
     for verb, text in VERBS.items():
         if arguments is not None and verb not in arguments:

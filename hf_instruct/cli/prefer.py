@@ -24,7 +24,7 @@ Prompts that are in the test split, or near-duplicates of one there, are left ou
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
         "--by",
@@ -54,15 +54,15 @@ def _prefer(options: argparse.Namespace) -> None:
     from hf_instruct.preferences.prefer import build_preferences
     from hf_instruct.run_folder import RunFolder
 
-    given = collect_fields(options)
+    sections = collect_fields(options)
     if options.temperature is not None:
-        given["generate"]["temperature"] = options.temperature
+        sections["generate"]["temperature"] = options.temperature
     pairs = build_preferences(
         RunFolder(options.run, trust_remote_code=options.trust_remote_code),
         by=options.by,
         samples=options.samples,
         min_gap=options.min_gap,
-        **given,
+        **sections,
         options=JudgeOptions(resume_hint=options.resume_hint, refuse_failed=not options.force),
         out=options.out,
     )

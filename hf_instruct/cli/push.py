@@ -91,7 +91,7 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _list_f16(sizes: dict[str, int]) -> list[str]:
-    """Return the GGUF files, at most one, that smaller ones can be made from."""
+    """Return the GGUF files, at most one, from which smaller ones can be made."""
     return [name for name in sizes if name.endswith("-F16.gguf")]
 
 

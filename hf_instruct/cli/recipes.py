@@ -34,7 +34,9 @@ def _list(options: argparse.Namespace) -> None:
 
     for recipe in list_recipes():
         about = recipe.about
-        words = ["model", "hardware", *["took"] * (not about["took"].startswith("not measured"))]
+        words = ["model", "hardware"]
+        if not about["took"].startswith("not measured"):
+            words.append("took")
         print(wrap("\n".join([recipe.name, *(f"  {word:9} {about[word]}" for word in words)])))
     last = "The last part of a name is enough if it is unique, as in `hf-instruct run demo`."
     print(

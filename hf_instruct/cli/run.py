@@ -47,7 +47,7 @@ examples:
 """,
 }
 
-# Those of an experiment, whose fields may be set without naming them where only one has the field.
+# The sections of an experiment. A field can be set without its section if only one section has it.
 SECTIONS = ("data", "model", "train", "lora", "dpo", "preferences", "grpo", "rewards", "generate", "judge")
 
 
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     text = "list our own fields with their defaults and exit"
     parser.add_argument("--fields", dest="handler", action="store_const", const=_list_fields, help=text)
-    # Training answers nothing, and the judge may only give rewards.
+    # Training does not answer the test split, and only needs a judge for rewards.
     unused = {"run": (), "grpo": ("generate",)}.get(verb, ("generate", "judge"))
     sections = tuple(section for section in SECTIONS if section not in unused)
     parser.set_defaults(handler=_run if verb == "run" else _train, sections=sections)
@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace) -> None:
     from hf_instruct.schema import MODELS
 
     print(format_summary(run))
-    # Last: training, answers, metrics and the report are good without scores.
+    # Last, because training, answers, metrics and the report are useful without scores.
     for model in MODELS:
         if scores := run.read_scores(model):
             require_verdicts(scores.n, scores.total, files=run.judgments)
@@ -105,7 +105,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> "RunFolder":
-    """Run some stages of the experiment that the options name, and return its run folder."""
+    """Run some stages of the experiment in the options, and return its run folder."""
     from hf_instruct.config import load_experiment
     from hf_instruct.errors import ConfigError
     from hf_instruct.pipeline import default_path, run
@@ -121,16 +121,16 @@ def _run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> "RunFol
             f"`{options.experiment}` has no `{options.verb}` section. Add `{options.verb}: {{}}` to it, or use "
             "`hf-instruct train`, which trains any experiment."
         )
-    own = {}
+    rewards = {}
     if options.reward:
         from hf_instruct.preferences.rewards import load_reward
 
-        own["reward_funcs"] = [load_reward(place) for place in options.reward]
-    return run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages, **own)
+        rewards["reward_funcs"] = [load_reward(place) for place in options.reward]
+    return run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages, **rewards)
 
 
 def _format_resume_command(options: argparse.Namespace) -> str:
-    """Return the command that continues: with the same settings, since others would be another experiment."""
+    """Return the command to continue, with the same settings, because others would be another experiment."""
     import json
     import shlex
 
@@ -139,7 +139,7 @@ def _format_resume_command(options: argparse.Namespace) -> str:
     words = ["hf-instruct", options.verb, str(options.experiment), "--run-dir", str(options.run_dir), "--resume"]
     words += [f"--reward={place}" for place in options.reward]
     for name, value in options.overrides.items():
-        # JSON is YAML; a text is written as it is unless it would be read as something else.
+        # JSON is valid YAML; a text is written unchanged unless it would be parsed as something else.
         text = value if isinstance(value, str) and parse_setting(name, value) == value else json.dumps(value)
         words.append(f"--{name}={text}")
     return shlex.join(words)

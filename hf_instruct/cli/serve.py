@@ -36,7 +36,7 @@ def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.run_folder import RunFolder
 
     check_serving()
-    # Found out before a model is loaded; the server binds the same port in a moment.
+    # Checked before a model is loaded; the server then binds the same port.
     with open_socket(options.host, options.port, what="The model") as bound:
         port = int(bound.getsockname()[1])
     folder = prepare_served_model(RunFolder(options.run, trust_remote_code=options.trust_remote_code))
@@ -62,5 +62,5 @@ def _serve(options: argparse.Namespace) -> None:
             trust_remote_code=options.trust_remote_code,
         )
     except KeyboardInterrupt:
-        # How one ends it.
+        # The usual way to stop the server.
         print("\nStopped.")
