@@ -1,4 +1,4 @@
-"""Answer examples with a model in batches, as large as fit into memory, and measure the loss of their references."""
+"""Answer examples with a model, in batches as large as memory allows, and compute the loss of their references."""
 
 import dataclasses
 import hashlib
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# For answers by `generate()`, and if the config does not say how large a row is.
+# Batch size for `generate()`, and if the memory of a row cannot be computed from the config.
 _DEFAULT_SIZE = 32
-# Up to so many rows per prompt, for beams or further answers.
+# Rows per prompt, for beams or further answers, up to which the batch size is not reduced.
 _FEW_ROWS = 5
-# On a CPU larger batches gain little, and in smaller ones rows that have ended wait for fewer others.
+# On a CPU larger batches are hardly faster, and in smaller ones finished rows wait for fewer others.
 _MOST_ON_CPU = 128
 _MOST = 512
-# Shares of the free memory to plan with: the estimate is rough, and a CPU's memory serves other programs too.
+# Shares of the free memory to use, because the estimate is rough, and other programs need main memory too.
 _SHARE_ON_CPU = 0.4
 _SHARE = 0.8
-# In nats: the precision of float32 in a sum of hundreds.
+# Decimals of a loss in nats: the precision of float32 for sums in the hundreds.
 _DECIMALS = 4
 
 
@@ -54,8 +54,8 @@ def generate_responses(
 ) -> "Dataset":
     """Return a model's response to each example: the examples' columns, `response` and its details.
 
-    Prompts are batched by length, and a prefix shared by a batch is computed once. Greedy unless told
-    otherwise; with a float32 model a greedy response does not depend on `batch_size`.
+    Prompts are batched by length, and a prefix shared by a batch is computed once. Decoding is greedy by default; with
+    a float32 model a greedy response does not depend on `batch_size`.
 
     Args:
         model: A causal language model.
@@ -66,13 +66,13 @@ def generate_responses(
         batch_size: Prompts per batch; by default as many as fit into memory.
         max_new_tokens: Maximum length of a response, in tokens.
         reference_loss: Whether to compute the loss of each example's `output`, for its perplexity.
-        **generation: Any field of `GenerationConfig`, and `seed`: with it, what is sampled for an example depends on
-            the seed and the example's id, not on the batch. With `num_return_sequences`, the first is the response and
-            the others are its `further_responses`.
+        **generation: Any field of `GenerationConfig`, and `seed`: if set, the samples for an example depend on the seed
+            and the example's id, not on the batch. With `num_return_sequences`, the first is the response and the
+            others are its `further_responses`.
 
     Returns:
-        A row for each example, in their order: `stopped` says whether the model ended the response itself,
-        `num_tokens` counts it with its end; `reference_nll`, in nats over `reference_tokens`, is null unless asked for.
+        A row for each example, in the same order. `stopped` is whether the model ended the response, and `num_tokens`
+        its length including the end token; `reference_nll`, in nats over `reference_tokens`, is null unless requested.
 
     Raises:
         DataError: The data has problems, or a prompt and `max_new_tokens` do not fit the model's context.
@@ -114,11 +114,11 @@ def answer_examples(
     check_lengths([example.id for example in examples], prompts, max_new_tokens, context_length(model))
     size = batch_size or choose_batch_size(model, prompts, max_new_tokens=max_new_tokens, generation=generation)
     generation |= {"end_id": prompt_format.end_token_id(tokenizer), "max_new_tokens": max_new_tokens}
-    # Longest first: there is little padding, and a batch that does not fit into memory fails at the start.
+    # Longest first, so that there is little padding, and a batch that does not fit into memory fails at the start.
     waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     responses: dict[int, Response] = {}
     while waiting:
-        # Batches of about equal size, rather than full ones and a short last one.
+        # Batches of about equal size, instead of full ones and a short last one.
         indices = waiting[: batch_size or math.ceil(len(waiting) / math.ceil(len(waiting) / size))]
         batch = [examples[index] for index in indices]
         try:
@@ -133,8 +133,8 @@ def answer_examples(
             if not is_out_of_memory(error):
                 raise
             if batch_size or len(batch) == 1:
-                own = f"`generate.batch_size` ({batch_size}) or leave it out"
-                what = own if batch_size else "`generate.max_new_tokens`"
+                size_setting = f"`generate.batch_size` ({batch_size}) or leave it out"
+                what = size_setting if batch_size else "`generate.max_new_tokens`"
                 raise ConfigError(
                     f"The machine ran out of memory with a batch of {len(batch)}. Lower {what}, or set "
                     "`generate.dtype: bfloat16`."
@@ -157,14 +157,14 @@ def answer_to_file(
     title: str,
     model: str = TUNED,
 ) -> list[Response]:
-    """Return a model's response to each example, in their order, and save each batch of responses in a file.
+    """Return a model's response to each example, in the same order, and save each batch of responses in a file.
 
     Args:
-        path: The file. Examples that it has a response of the model to are not answered again.
-        examples: What to answer.
-        answer: Called with the examples that have no response yet, and a function to call with each batch of them.
-        title: Of the progress bar.
-        model: Whose responses these are, as the file names it.
+        path: The file. Examples with a response of the model in it are not answered again.
+        examples: The examples to answer.
+        answer: Called with the examples without a response, and a function to call with each batch of responses.
+        title: Title of the progress bar.
+        model: The model's name in the file.
     """
     rows = {row.id: row for row in recover_rows(path, Response) if row.model == model}
     if waiting := [example for example in examples if example.id not in rows]:
@@ -208,19 +208,19 @@ def _answer_batch(
             response=completions[first].text,
             stopped=completions[first].stopped,
             num_tokens=completions[first].num_tokens,
-            further_responses=[other.text for other in completions[first + 1 : first + each]] or None,
+            further_responses=[further.text for further in completions[first + 1 : first + each]] or None,
         )
         for example, first in zip(examples, range(0, len(completions), each), strict=True)
     ]
 
 
-def build_response(example: Example, **found: Any) -> Response:
+def build_response(example: Example, **fields: Any) -> Response:
     """Return the row of an example's response, with the given fields."""
-    return Response(**{**dataclasses.asdict(example), "instruction": example.format_task()}, **found)
+    return Response(**{**dataclasses.asdict(example), "instruction": example.format_task()}, **fields)
 
 
 def build_seed(seed: int | str, example: Example) -> int:
-    """Return a number of 63 bits that differs from example to example and from seed to seed."""
+    """Return a 63-bit number that depends on the seed and the example's id."""
     digest = hashlib.sha256(f"{seed}\0{example.id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -233,14 +233,14 @@ def check_lengths(
     *,
     setting: str = "generate.max_new_tokens",
 ) -> None:
-    """Refuse prompts that leave no room for their response.
+    """Check that all prompts leave space for their response.
 
     Args:
-        ids: Of the examples.
+        ids: Ids of the examples.
         prompts: Token ids of each example's prompt.
         max_new_tokens: Maximum length of a response, in tokens.
-        limit: Tokens the model can attend to; None if it does not say.
-        setting: What sets `max_new_tokens`, for the message.
+        limit: Maximum number of tokens that the model supports; None if unknown.
+        setting: Name of the setting for `max_new_tokens`, for the message.
 
     Raises:
         DataError: A prompt and `max_new_tokens` together are longer than `limit`.
@@ -265,8 +265,8 @@ def choose_batch_size(
 ) -> int:
     """Return the default batch size, in prompts.
 
-    For greedy search and plain sampling it follows the free memory; otherwise it is fixed. It is smaller if a prompt
-    takes several rows.
+    For greedy search and plain sampling it depends on the free memory; otherwise it is fixed. It is smaller if a prompt
+    needs several rows.
 
     Args:
         generation: Fields of `GenerationConfig`, and `seed`.
@@ -284,10 +284,10 @@ def choose_batch_size(
 
 
 def _fitting_rows(model: "PreTrainedModel", prompt: int, max_new_tokens: int, *, samples: bool) -> int:
-    """Return how many rows of `prompt` tokens fit, at least 1 and at most what is still faster.
+    """Return how many rows of `prompt` tokens fit into memory, at least 1 and at most as many as are still faster.
 
-    A row needs memory for its keys and values, for computing its prompt, and for its logits; when sampling, also for
-    its probabilities.
+    A row needs memory for its keys and values, for the activations of its prompt, and for its logits; when sampling,
+    also for its probabilities.
     """
     config = model.config.get_text_config()
     layers, heads, width = (
@@ -299,9 +299,9 @@ def _fitting_rows(model: "PreTrainedModel", prompt: int, max_new_tokens: int, *,
     head_size = getattr(config, "head_dim", None) or width // heads
     length = prompt + max_new_tokens
     itemsize = model.dtype.itemsize
-    # One layer more, because a layer's cache is copied when it grows.
+    # One additional layer, because a layer's cache is copied when it grows.
     cache = (layers + 1) * 2 * key_heads * head_size * itemsize * length
-    # The inner width of a layer is about four times the outer, and a few results coexist; the mask is 32-bit.
+    # The inner width of a layer is about four times the outer, and several results exist at a time; the mask is 32-bit.
     activations = prompt * (16 * width * itemsize + 4 * length)
     logits = config.vocab_size * (itemsize + (16 if samples else 4))
     on_cpu = model.device.type == "cpu"
@@ -313,7 +313,7 @@ class ReferenceLoss(NamedTuple):
     """The loss of one reference; `nll / tokens` is the loss that training would report for this example alone."""
 
     nll: float  # sum over its tokens, in nats
-    tokens: int  # the one that ends it included
+    tokens: int  # including the end token
 
 
 def measure_references(
@@ -325,8 +325,8 @@ def measure_references(
 ) -> list[ReferenceLoss | None]:
     """Return the loss of each example's output as the completion of its prompt, in the order of the examples.
 
-    Each is computed on its own, so that it never depends on the other examples. Nothing is truncated: if prompt and
-    completion do not fit the model's context, or the loss is not finite, the example has None.
+    Each is computed separately, so that it never depends on the other examples. Nothing is truncated: the loss is None
+    if prompt and completion do not fit the model's context, or if it is not finite.
     """
     with generating(model):
         return [_measure_reference(model, *prompt_format.encode_example(tokenizer, example)) for example in examples]
@@ -337,7 +337,7 @@ def _measure_reference(model: "PreTrainedModel", prompt: list[int], completion: 
     from torch.nn.functional import cross_entropy
 
     ids = torch.tensor([prompt + completion], device=model.device)  # [1, tokens]
-    # The last prompt token predicts the first of the completion; without a prompt, nothing predicts that.
+    # The last prompt token predicts the first token of the completion; without a prompt, no token does.
     labels = ids[0, max(len(prompt), 1) :]
     if ids.shape[1] > (context_length(model) or math.inf) or not len(labels):
         return None

@@ -32,9 +32,9 @@ _MIN_TEMPERATURE = 0.01
 
 
 class ChatSettings(BaseModel):
-    """How answers in a conversation are generated, by the names of `GenerationConfig`.
+    """Settings of answers in a conversation, with the names of `GenerationConfig`.
 
-    Temperature 0 takes the most likely token, top-k 0 keeps all, and without a seed every sample is different.
+    Temperature 0 selects the most likely token, top-k 0 keeps all tokens, and without a seed every sample is different.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,7 +47,7 @@ class ChatSettings(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**32)
 
     def change(self, **values: Any) -> "ChatSettings":
-        """Return these settings with changes, also from text that a user typed.
+        """Return these settings with changes; values can be text that a user typed.
 
         Raises:
             ConfigError: There is no such setting, or the value is not allowed.
@@ -64,7 +64,7 @@ class ChatSettings(BaseModel):
             raise ConfigError(problem if problem.endswith((".", "?")) else f"{problem}.") from error
 
     def build_generation(self) -> dict[str, Any]:
-        """Return what `generate_completions` takes for one prompt."""
+        """Return the arguments of `generate_completions` for one prompt."""
         fields = self.model_dump(exclude={"seed"})
         if self.temperature < _MIN_TEMPERATURE:
             return {name: fields[name] for name in ("max_new_tokens", "repetition_penalty")}
@@ -77,14 +77,14 @@ class ChatModel:
     """A model shared by any number of conversations; it answers one at a time.
 
     Attributes:
-        name: The name it was loaded by; for the untuned model of a run, the base model's name.
-        model: In evaluation mode.
+        name: The name it was loaded with; for the untuned model of a run, the base model's name.
+        model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        prompt_format: The one it was trained on, resolved.
+        prompt_format: The format it was trained on, resolved.
         has_turns: Whether prompts contain earlier turns.
-        context: Maximum number of tokens of prompt and answer; None if unknown.
+        context: Maximum number of tokens in prompt and answer; None if unknown.
         end_id: The token that ends an answer.
-        role: Which model of a run it is, as `Provenance.label` says; `tuned` for a model of no run.
+        role: The model's label in its run, from `Provenance.label`; `tuned` without a run.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ChatModel:
         prompt_format: PromptFormat,
         role: str = TUNED,
     ) -> None:
-        """Take a model that is loaded.
+        """Wrap a loaded model.
 
         Raises:
             ConfigError: The prompt format is `chat` and the tokenizer has no chat template.
@@ -122,15 +122,16 @@ class ChatModel:
 
         Args:
             name_or_run: A run folder, an alias, a Hub id, or the folder of a model or adapter.
-            base: Whether to take the model that the run began with.
-            prompt_format: Of a model that is not a run's; by default `chat` if its tokenizer has a chat template,
-                else `alpaca`. A run has its own.
-            dtype: `float32`, `bfloat16` or `float16`; by default a run's `generate.dtype`, else `float32`.
+            base: Whether to load the model that the run started from.
+            prompt_format: Format for a model without a run; by default `chat` if its tokenizer has a chat template,
+                otherwise `alpaca`. A run has its own format.
+            dtype: `float32`, `bfloat16` or `float16`; by default a run's `generate.dtype`, otherwise `float32`.
             trust_remote_code: Run code that comes with the model.
 
         Raises:
             RunError: There is no such run, or it has no tuned model yet.
-            ConfigError: `base` or `prompt_format` does not fit what is named, or the prompt format the model.
+            ConfigError: `base` is set without a run, `prompt_format` is not the run's, or the model does not support
+                the prompt format.
             ModelLoadError: There is no such model, or it cannot be loaded.
         """
         run = find_run(name_or_run)
@@ -156,25 +157,25 @@ class ChatModel:
         return cls(name, model, tokenizer, prompt_format=trained_on, role=run.read_provenance().label(which))
 
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
-        """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""
+        """Return the token ids of a question's prompt; see `PromptFormat.encode_turns`."""
         return self.prompt_format.encode_turns(self.tokenizer, question, history=history, system=system)
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Keep the model from answering inside the block, which computes with `model` itself."""
+        """Context manager that blocks answers, for code that uses `model` directly."""
         with self._lock:
             yield
 
     def stream(self, prompt: Sequence[int], *, settings: ChatSettings, stop: threading.Event) -> Iterator[Completion]:
-        """Yield the completion of a prompt as it grows, once no other is being written; the last one is whole.
+        """Yield the completion of a prompt as it grows, after waiting for other answers; the last one is complete.
 
-        Each text begins with the one before; a character is shown whole, and white space once something follows it. At
-        temperature 0 the last is that of `generate_completions`. It is written in another thread, which ends with the
-        iterator.
+        Each text starts with the previous one; incomplete characters and trailing white space are held back. At
+        temperature 0 the last one equals that of `generate_completions`. Generation runs in another thread, which ends
+        with the iterator.
 
         Args:
             prompt: Token ids, not empty.
-            settings: How to generate.
+            settings: Generation settings.
             stop: Checked after each token; generation ends when it is set.
 
         Raises:
@@ -228,18 +229,18 @@ class ChatModel:
         is_over: Callable[[], bool],
         grown: "SimpleQueue[Completion | None]",
     ) -> None:
-        # Not a `TextIteratorStreamer`: it decodes each line apart, which loses spaces with SentencePiece tokenizers.
+        # Not a `TextIteratorStreamer`, which decodes each line separately and so loses spaces with SentencePiece.
         ends = find_ends(self.model, self.tokenizer, self.end_id)
-        shown = ""
+        streamed = ""
 
         def after_token(ids: Any, scores: Any, **kwargs: Any) -> Any:
-            nonlocal shown
+            nonlocal streamed
             new = ids[0, len(prompt) :].tolist()
             if new[-1] not in ends:
-                # The bytes of a character may come in several tokens.
+                # A character's bytes may be in several tokens.
                 text = decode_tokens(self.tokenizer, new).rstrip("\N{REPLACEMENT CHARACTER}").strip()
-                if len(text) > len(shown) and text.startswith(shown):
-                    shown = text
+                if len(text) > len(streamed) and text.startswith(streamed):
+                    streamed = text
                     grown.put(Completion(text, stopped=False, num_tokens=len(new)))
             return ids.new_full((1,), is_over()).bool()
 
@@ -255,10 +256,10 @@ class ChatModel:
 
 
 def find_run(name: str) -> RunFolder | None:
-    """Return the run that a name stands for: its folder, or the `model` folder in it; None if it names a model.
+    """Return the run for a run folder or the `model` folder in it; None if the name is that of a model.
 
     Raises:
-        RunError: It is empty, or a path to nothing, to a file, or to a folder that is neither a run nor a model.
+        RunError: The name is empty, or a path that does not exist, is a file, or is neither a run nor a model.
     """
     if not name.strip() or Path(name).is_file():
         raise RunError(f"`{name}` is not a model; use a run folder, the folder of a model, an alias or a Hub id.")

@@ -1,4 +1,4 @@
-"""A conversation with a model: its turns, the prompt with as many turns as fit, and the streamed answer."""
+"""A conversation with a model: its turns, prompts with as many turns as fit, and streamed answers."""
 
 import bisect
 import dataclasses
@@ -19,9 +19,9 @@ class Turn:
 
     Attributes:
         user: The question.
-        assistant: The answer, no white space around it.
-        ended_by: `model` if the answer is complete, `length` where it reached `max_new_tokens`, `user` where it was
-            stopped or is still being written.
+        assistant: The answer, without surrounding white space.
+        ended_by: `model` if the answer is complete, `length` if it reached `max_new_tokens`, `user` if it was stopped
+            or is still being generated.
     """
 
     user: str
@@ -33,11 +33,11 @@ class Conversation:
     """A sequence of questions and answers; each answer is read to its end, or closed, before the next question.
 
     Attributes:
-        model: Shared with other conversations.
-        settings: How answers are generated; may be replaced between questions.
-        turns: What was said so far, with what there is of an answer that is being written.
-        notice: What a reader should know about the latest prompt, such as turns left out of it; empty for nothing.
-        longest: Most tokens of the latest answer: as set, or what its prompt left of the model's context.
+        model: The model, shared with other conversations.
+        settings: Generation settings; can be replaced between questions.
+        turns: The turns so far, including an incomplete answer that is being generated.
+        notice: Message about the latest prompt, such as turns left out of it; empty for none.
+        longest: Maximum number of tokens in the latest answer: as set, or limited by the model's context.
     """
 
     def __init__(self, model: ChatModel, *, system: str = "", settings: ChatSettings | None = None) -> None:
@@ -65,7 +65,7 @@ class Conversation:
         self._system = text
 
     def clear(self) -> None:
-        """Forget all turns; system text and settings stay."""
+        """Remove all turns, but keep the system message and settings."""
         self.turns: list[Turn] = []
         self.notice, self.longest, self._num_answers = "", self.settings.max_new_tokens, 0
 
@@ -77,22 +77,22 @@ class Conversation:
         return last
 
     def stream(self, text: str, *, stop: threading.Event | None = None) -> Iterator[str]:
-        """Ask a question, and return the pieces of its answer as they come.
+        """Ask a question, and return an iterator over the pieces of its answer as they are generated.
 
-        Closing the iterator ends the answer, and so does setting `stop`, after the current token; what there is of it
-        stays as a turn.
+        Closing the iterator or setting `stop` ends the answer after the current token; the incomplete answer is kept as
+        a turn.
 
         Raises:
             DataError: The question is empty, contains control characters, or is longer than the model's context.
-            InstructError: From the iterator, where generation fails; the turns are then as before.
+            InstructError: Raised by the iterator if generation fails; the turns are then as before.
         """
         return self._start(check_text(text).strip(), self.turns, stop)
 
     def retry(self, *, stop: threading.Event | None = None) -> Iterator[str]:
-        """Ask the latest question again, as `stream`; its answer replaces the latest unless stopped before a word.
+        """Ask the latest question again, like `stream`; the new answer replaces the latest one unless it is empty.
 
         Raises:
-            DataError: Nothing was asked yet.
+            DataError: There is no question yet.
         """
         if not self.turns:
             raise DataError("There is no question to repeat yet.")
@@ -108,8 +108,8 @@ class Conversation:
         return self._read(before, self.model.stream(prompt, settings=settings, stop=stop or threading.Event()))
 
     def _read(self, before: list[Turn], growing: Iterator[Completion]) -> Iterator[str]:
-        """Yield the pieces of an answer as the latest turn grows; `before` is restored where none comes."""
-        *history, turn = asked = self.turns
+        """Yield the pieces of an answer and update the latest turn; restores `before` if there are none."""
+        *history, turn = initial = self.turns
         try:
             for done in growing:
                 piece = done.text[len(turn.assistant) :]
@@ -121,15 +121,15 @@ class Conversation:
         except Exception:
             self.turns = before
             raise
-        if self.turns == asked and len(before) == len(asked):
-            # Nothing came to replace the latest answer.
+        if self.turns == initial and len(before) == len(initial):
+            # A retry without any text keeps the latest answer.
             self.turns = before
 
     def _fit(self, question: str, history: list[Turn]) -> tuple[list[int], int]:
-        """Return the prompt with as many turns before it as fit, and how many tokens the answer may have.
+        """Return the prompt with as many earlier turns as fit, and the maximum number of tokens in the answer.
 
         Raises:
-            DataError: The question leaves no room for an answer.
+            DataError: The question leaves no space for an answer.
         """
         turns = [(turn.user, turn.assistant) for turn in history] if self.model.has_turns else []
         limit, most = self.model.context, self.settings.max_new_tokens
@@ -146,8 +146,9 @@ class Conversation:
         prompt = encode(first)
         room = min(most, limit - len(prompt))
         if room < 1:
+            with_system = "and system message " if self.system else ""
             raise DataError(
-                f"The question is too long: with the prompt format {'and system message ' * bool(self.system)}it has "
+                f"The question is too long: with the prompt format {with_system}it has "
                 f"{len(prompt):,} tokens, and the model's limit is {limit:,}, including the answer. Shorten it."
             )
         if first:
@@ -164,25 +165,25 @@ def format_examples(turns: Sequence[Turn], known: Collection[str] = ()) -> tuple
 
     Args:
         turns: The conversation.
-        known: Ids of examples that are saved already.
+        known: Ids of examples that are already saved.
 
     Returns:
-        JSON Lines that `data check` accepts, each example once; and in words how many there are.
+        JSON Lines that `data check` accepts, without duplicates, and a message with the number of examples.
 
     Raises:
-        DataError: There is nothing to save: no turn, or no answer that is whole.
+        DataError: There is no complete answer to save.
     """
-    whole = [turn for turn in turns if turn.assistant and turn.ended_by == "model"]
-    if not whole:
+    complete = [turn for turn in turns if turn.assistant and turn.ended_by == "model"]
+    if not complete:
         raise DataError(
             "There is nothing to save yet: no answer is complete. A larger `max_new_tokens` lets answers finish."
         )
-    rows = {build_example_id(turn.user, "", turn.assistant): turn for turn in whole}
+    rows = {build_example_id(turn.user, "", turn.assistant): turn for turn in complete}
     lines = [
         json.dumps({"instruction": turn.user, "input": "", "output": turn.assistant}, ensure_ascii=False) + "\n"
         for id, turn in rows.items()
         if id not in known
     ]
-    cut, again = len(turns) - len(whole), len(whole) - len(lines)
-    reasons = [f"{cut} empty or cut"] * bool(cut) + [f"{again} already saved"] * bool(again)
-    return "".join(lines), f"Saved {len(lines)} of {len(turns)} answers" + f" ({', '.join(reasons)})" * bool(reasons)
+    counts = {"empty or cut": len(turns) - len(complete), "already saved": len(complete) - len(lines)}
+    skipped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    return "".join(lines), f"Saved {len(lines)} of {len(turns)} answers" + (f" ({skipped})" if skipped else "")

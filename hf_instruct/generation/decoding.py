@@ -19,8 +19,8 @@ class Completion:
     """The completion of one prompt.
 
     Attributes:
-        text: The response: no prompt, no special tokens, no white space around it.
-        stopped: Whether the model ended it, rather than reaching `max_new_tokens`.
+        text: The response, without prompt, special tokens and surrounding white space.
+        stopped: Whether the model ended it, instead of reaching `max_new_tokens`.
         num_tokens: Number of generated tokens, including the end token.
         token_ids: These tokens.
     """
@@ -43,19 +43,19 @@ def generate_completions(
 ) -> list[Completion]:
     """Return the completions of each prompt, generated as one batch: one each, or `num_return_sequences`, in order.
 
-    Greedy search, and sampling with a temperature only, use the loop of `decoding_loop` if it supports the model;
+    Greedy search, and sampling with only a temperature, use the loop of `decoding_loop` if it supports the model;
     everything else uses `generate()`.
-    Positions are counted from each prompt's first token, so in float32 a greedy answer is the same at every batch
+    Positions are counted from each prompt's first token, so in float32 a greedy answer is the same for every batch
     size (GPT-2's positions are absolute: counted from the padding, a shorter prompt would get other embeddings).
-    Settings that may read the padding, such as `no_repeat_ngram_size`, get batches without any.
+    Settings that may read the padding, such as `no_repeat_ngram_size`, use batches without padding.
 
     Args:
         prompts: Token ids of each prompt, not empty.
-        end_id: The token that ends a response; the tokenizer's end-of-text, the model's own ends and those given as
-            `eos_token_id` end it too.
+        end_id: The token that ends a response, in addition to the tokenizer's end-of-text, the model's end tokens and
+            `eos_token_id`.
         max_new_tokens: Maximum length of a response, in tokens.
-        seeds: Seeds of sampling, one per prompt: what is sampled for a prompt then depends on its seed only, and not on
-            the rest of the batch. Without them, PyTorch's global generator is used.
+        seeds: Seeds for sampling, one per prompt: the samples for a prompt then only depend on its seed, not on the
+            rest of the batch. Without them, PyTorch's global generator is used.
         **generation: Any field of `GenerationConfig`.
     """
     import torch
@@ -63,8 +63,8 @@ def generate_completions(
     from hf_instruct.generation.decoding_loop import decode, decodes_greedily, find_temperature
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
-    asked = generation.pop("eos_token_id", None)
-    ends = find_ends(model, tokenizer, end_id) | ({asked} if isinstance(asked, int) else set(asked or ()))
+    eos = generation.pop("eos_token_id", None)
+    ends = find_ends(model, tokenizer, end_id) | ({eos} if isinstance(eos, int) else set(eos or ()))
     generation = {"do_sample": False, "num_beams": 1, **generation}
     with generating(model), torch.inference_mode():
         if decodes_greedily(model, generation):
@@ -88,7 +88,7 @@ def generate_completions(
 
 
 def find_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end_id: int | None = None) -> set[int]:
-    """Return the ids that end a response: this one if given, the tokenizer's end-of-text and the model's own ends."""
+    """Return the ids that end a response: `end_id`, the tokenizer's end-of-text and the model's end tokens."""
     return set(list_ends(model.generation_config, tokenizer, end_id))
 
 
@@ -97,7 +97,7 @@ def _generate_apart(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, generated so that they do not depend on the other prompts.
 
-    This takes one batch, or one without padding for each length of prompts if a setting may read the padding.
+    Generates one batch, or if a setting may read the padding, one without padding for each length of prompts.
     """
     from hf_instruct.generation.decoding_loop import reads_padding
 
@@ -115,7 +115,7 @@ def _generate_apart(
 
 
 def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settings: dict[str, Any]) -> list[list[int]]:
-    """Return the new tokens of each prompt by the model's own `generate()`, as one left-padded batch."""
+    """Return the new tokens of each prompt from the model's `generate()`, as one left-padded batch."""
     import torch
 
     width, pad_id = max(len(prompt) for prompt in prompts), settings["pad_token_id"]
@@ -135,7 +135,7 @@ def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settin
 
 @contextmanager
 def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
-    """Sample each prompt's tokens with a generator of its own; `generate()` has one for the whole batch."""
+    """Sample each prompt's tokens with a separate generator; `generate()` uses one for the whole batch."""
     if seeds is None:
         yield
         return
@@ -151,7 +151,7 @@ def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
             return draw(*args, **(kwargs or {}))
 
     def draw(probabilities: torch.Tensor, num_samples: int, **options: Any) -> torch.Tensor:
-        rows = []  # [batch, vocabulary], or more rows where each prompt gets several responses
+        rows = []  # [batch, vocabulary], or more rows if each prompt gets several responses
         for index, row in enumerate(probabilities):
             if index not in generators:
                 prompt, number = divmod(index, max(1, len(probabilities) // len(seeds)))
@@ -164,12 +164,12 @@ def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
 
 
 def _mix(seed: int, number: int) -> int:
-    """Return the seed of a prompt's response with this number; the first has the seed of the prompt."""
+    """Return the seed of a prompt's response with this number, from 0; the first one has the seed of the prompt."""
     return (seed + number * 0x9E3779B97F4A7C15) % 2**63
 
 
 def _read_completion(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: set[int]) -> Completion:
-    # Rows that finish early are filled with the pad token, which may also be an end token: the first one counts.
+    # Rows that finish early are filled with the pad token, which may also be an end token, so the first end counts.
     kept = until_end(ids, ends)
     stopped = kept[-1] in ends
     text = decode_tokens(tokenizer, kept[:-1] if stopped else kept).strip()
@@ -198,7 +198,7 @@ def generating(model: "nn.Module") -> "Iterator[None]":
 
 
 def without_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Return the model itself, or the one below an adapter."""
+    """Return the model, without its adapter if it has one."""
     find = getattr(model, "get_base_model", None)
     inner: PreTrainedModel = model if find is None else find()
     return inner

@@ -1,4 +1,4 @@
-"""Answers from an OpenAI-compatible server: vLLM, llama.cpp, Ollama's `/v1`, OpenAI."""
+"""Get answers from an OpenAI-compatible server: vLLM, llama.cpp, Ollama's `/v1`, or OpenAI."""
 
 import asyncio
 import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 # A request may be queued, and a long answer takes minutes.
 _TIMEOUT_SECONDS = 600.0
 _RETRIES = 3
-# The settings of sampling that vLLM and llama.cpp take by the names of `GenerationConfig`.
+# Sampling settings that vLLM and llama.cpp support under the names of `GenerationConfig`.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
-# Values of settings that a strategy does not use.
+# Values that mean that a setting is off.
 _OFF = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "typical_p": 1.0, "do_sample": False}
 
 
@@ -52,33 +52,34 @@ def build_completion_prompts(
 ) -> list[dict[str, Any]]:
     """Return the prompt of each example as text for `/v1/completions`, without the server's BOS token.
 
-    Conversations, and texts in which a user wrote a special token, go as token ids: a server reads no more into them.
+    Conversations, and texts in which a user wrote a special token, are sent as token ids, which a server cannot
+    interpret differently.
     """
     adds_begin = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    asked: list[dict[str, Any]] = []
+    prompts: list[dict[str, Any]] = []
     for example, ids in zip(examples, prompt_format.encode_prompts(tokenizer, examples), strict=True):
         texts = (example.prompt or "", example.instruction, example.input)
         if example.messages or prompt_format.find_special_tokens(tokenizer, *texts):
-            asked.append({"prompt": ids})
+            prompts.append({"prompt": ids})
             continue
         text = example.prompt or prompt_format.format_prompt(*texts[1:], tokenizer=tokenizer)
         if prompt_format.name == CHAT and adds_begin:
             text = text.removeprefix(str(tokenizer.bos_token))
-        asked.append({"prompt": text})
-    return asked
+        prompts.append({"prompt": text})
+    return prompts
 
 
 def check_endpoint(section: GenerateSection) -> None:
-    """Refuse settings that no such server takes.
+    """Check that servers support the settings.
 
     Raises:
-        ConfigError: All that are wrong with the `generate` section.
+        ConfigError: They do not, or `generate.model` is missing; all problems are listed.
     """
-    own = {*GenerateSection.model_fields, *_SAMPLING}
+    supported = {*GenerateSection.model_fields, *_SAMPLING}
     refused = [
         f"`generate.{name}` is {value!r}; leave it out"
         for name, value in section.model_dump().items()
-        if name not in own and value is not None and value != _OFF.get(name)
+        if name not in supported and value is not None and value != _OFF.get(name)
     ]
     if not section.model:
         refused.append("`generate.model` is not set; set the name of the server's model with `--generate.model NAME`")
@@ -93,17 +94,17 @@ def answer_at_endpoint(
     *,
     on_response: Callable[[Response], None],
 ) -> None:
-    """Have a server answer examples, several at a time; the key comes from OPENAI_API_KEY.
+    """Answer examples with a server, several at a time; the key comes from OPENAI_API_KEY.
 
     Args:
-        section: Its `endpoint`, `model` and settings.
-        examples: What to answer.
-        prompts: For each, `prompt` for `/v1/completions` or `messages` for `/v1/chat/completions`.
+        section: The `generate` section, with `endpoint`, `model` and settings.
+        examples: The examples to answer.
+        prompts: For each example, `prompt` for `/v1/completions` or `messages` for `/v1/chat/completions`.
         on_response: Called with each response as it arrives.
 
     Raises:
-        ConfigError: The address or a setting cannot be used.
-        InstructError: The server does not answer or refuses an example; responses that arrived are handed on.
+        ConfigError: The address or a setting is not usable.
+        InstructError: The server does not answer, or refuses an example; `on_response` got all earlier responses.
     """
     check_endpoint(section)
     run_sync(_answer(section, list(zip(examples, prompts, strict=True)), on_response))
@@ -111,7 +112,7 @@ def answer_at_endpoint(
 
 async def _answer(
     section: GenerateSection,
-    asked: Sequence[tuple[Example, Mapping[str, Any]]],
+    requests: Sequence[tuple[Example, Mapping[str, Any]]],
     on_response: Callable[[Response], None],
 ) -> None:
     url = str(section.endpoint).rstrip("/")
@@ -123,16 +124,16 @@ async def _answer(
         timeout_seconds=_TIMEOUT_SECONDS,
         retries=_RETRIES,
     )
-    waiting = iter(asked)
+    waiting = iter(requests)
 
     async def work() -> None:
-        # All workers share one iterator, so that a slow answer delays no other.
+        # All workers share one iterator, so that a slow answer does not delay others.
         for example, prompt in waiting:
             on_response(await _ask(server, section, example, prompt))
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(section.concurrency, len(asked))):
+            for _ in range(min(section.concurrency, len(requests))):
                 group.create_task(work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -144,14 +145,14 @@ async def _ask(server: Server, section: GenerateSection, example: Example, promp
     is_chat = "messages" in prompt
     settings: dict[str, Any] = {"temperature": 0}
     if section.do_sample:
-        given = section.model_dump()
-        settings = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+        values = section.model_dump()
+        settings = {name: values[name] for name in _SAMPLING if values.get(name) is not None}
         settings["seed"] = build_seed(section.seed, example) % 2**31
     limit = "max_completion_tokens" if is_chat else "max_tokens"
     body = {"model": section.model, **prompt, limit: section.max_new_tokens, **settings}
     try:
-        found = await server.call("chat/completions" if is_chat else "completions", _Completion, body)
-        if not found.choices:
+        completion = await server.call("chat/completions" if is_chat else "completions", _Completion, body)
+        if not completion.choices:
             raise ServerError("the answer has no choices")
     except NoServer as error:
         raise InstructError(
@@ -160,28 +161,28 @@ async def _ask(server: Server, section: GenerateSection, example: Example, promp
     except ServerError as error:
         status = f" (status {error.status})" if error.status else ""
         raise InstructError(f"{server.url} did not answer example `{example.id}`: {error}{status}.") from error
-    choice = found.choices[0]
+    choice = completion.choices[0]
     text = choice.text if choice.message is None else choice.message.content
     ended = {"stop": True, "length": False}
     return build_response(
         example,
         response=(text or "").strip(),
         stopped=ended.get(choice.finish_reason or ""),
-        num_tokens=found.usage.completion_tokens if found.usage else None,
+        num_tokens=completion.usage.completion_tokens if completion.usage else None,
     )
 
 
 def answer_source(section: GenerateSection, examples: Sequence[Example], path: Path, *, force: bool = False) -> None:
-    """Have a server's chat model answer examples into a file of responses; rows that are there are kept.
+    """Answer examples with a server's chat model, and write a file of responses; existing rows are kept.
 
     Args:
-        section: Its `endpoint`, `model`, `limit` and settings.
-        examples: What to answer.
-        path: The file; it is in the order of the examples once it is whole.
-        force: Answer again what is answered.
+        section: The `generate` section, with `endpoint`, `model`, `limit` and settings.
+        examples: The examples to answer.
+        path: The file; in the order of the examples when complete.
+        force: Delete existing responses and answer all examples again.
 
     Raises:
-        ConfigError: A setting cannot be used.
+        ConfigError: A setting is not usable.
         RunError: The file contains another model's answers.
         InstructError: The server does not answer, or refuses an example.
     """
