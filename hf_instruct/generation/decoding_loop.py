@@ -1,11 +1,11 @@
 """The decoding loop, greedy or sampling: the same answers as `generate()`, several times faster.
 
-The prompts' shared prefix is computed once, finished rows leave the batch, and the cache grows in blocks instead of
-being copied at every step. On a CPU attention for one new token is a plain matrix product; on a CUDA GPU a step is
-captured once and replayed, because launching its kernels one by one takes several times as long as running them. Models
-and settings that this loop does not support use `generate()`: see `decodes_greedily`.
+The prompts' shared prefix is computed once, finished rows are removed from the batch, and the cache grows in blocks
+instead of being copied at every step. On a CPU, attention for one new token is a plain matrix product; on a CUDA GPU, a
+step is captured once and replayed, because launching its kernels one by one takes several times as long as running
+them. Models and settings that this loop does not support use `generate()`: see `decodes_greedily`.
 
-Imports torch and Transformers; imported where it is used.
+Imports torch and Transformers, so it is only imported where it is used.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tokens by which the cache grows: it is copied once per block, and attention reads half a block of zeros on average.
+# Tokens by which the cache grows. It is copied once per block, and attention reads half a block of zeros on average.
 _BLOCK = 32
-# The batch is compacted once at least this share of its rows has ended. Each new batch size costs the cache's copy, and
-# on a CPU a new kernel for every shape of matrix product: together about what two steps cost.
+# Share of finished rows at which the batch is compacted. Each new batch size needs a copy of the cache, and on a CPU a
+# new kernel for every shape of matrix product: together about as much time as two steps.
 _ENDED_SHARE = 0.25
-# The same if steps are replayed: each new batch size is captured again, which costs about four steps.
+# The same if steps are replayed. Each new batch size is captured again, which takes about as long as four steps.
 _ENDED_SHARE_OF_REPLAYED = 0.5
-# Allowed difference between the logits of a captured step and of a plain one, relative to the largest; 1e-5 in float32.
+# Maximum difference between the logits of a captured and a plain step, relative to the largest logit; 1e-5 in float32.
 _TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 2e-2}
 _CPU_ATTENTION = "hf_instruct_decoding"
-# Fields of `GenerationConfig` that do not change what greedy search chooses, whatever their value.
+# Fields of `GenerationConfig` that never change the result of greedy search.
 _WITHOUT_EFFECT = {
     *("max_length", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id"),
-    # Of sampling and of beam search.
+    # For sampling and for beam search.
     *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     *("length_penalty", "early_stopping"),
     *("transformers_version", "_from_model_config"),
@@ -54,7 +54,7 @@ _BLIND_TO_PADDING = {
     *("repetition_penalty", "min_new_tokens", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
     *("remove_invalid_values", "renormalize_logits"),
 }
-# Fields that change the probabilities of sampling, and the value that, like None, turns each off.
+# Fields that change the probabilities of sampling, and the values that, like None, turn them off.
 _WARPERS = {
     **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff"), 0),
     **dict.fromkeys(("top_p", "typical_p"), 1),
@@ -63,12 +63,12 @@ _WARPERS = {
 # This loop replaces these methods; a model that overrides one may prepare its inputs differently.
 _STANDARD_METHODS = ("generate", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
-# Names of the argument for the cache: since Transformers 5.24, and before.
+# Names of the argument for the cache: since Transformers 5.24, and in earlier versions.
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 
 def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) -> bool:
-    """Return whether `decode` computes what `model.generate` would with these settings: those of greedy search.
+    """Return whether `decode` gives the same result as `model.generate` with these settings, by greedy search.
 
     Args:
         generation: Fields of `GenerationConfig`; the model's own `generation_config` has to be greedy search as well.
@@ -77,10 +77,10 @@ def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
 
 
 def find_temperature(model: "PreTrainedModel", generation: Mapping[str, Any]) -> float | None:
-    """Return the temperature at which `decode` draws what `model.generate` would with these settings.
+    """Return the temperature at which `decode` samples the same tokens as `model.generate` with these settings.
 
     Returns:
-        None if they change the probabilities in another way, or if the loop does not support the model.
+        None if the settings change the probabilities in another way, or if the loop does not support the model.
     """
     active = _active_fields(model, generation)
     settings = _resolve(model, generation)
@@ -97,8 +97,8 @@ def can_decode(model: "PreTrainedModel") -> bool:
     """Return whether `decode` supports the model.
 
     It must attend to all earlier tokens (no sliding window, no recurrent state: its cache layers are plain
-    `DynamicLayer`) by `sdpa` or `eager` attention, at the positions it is given, and take the usual inputs. An adapter
-    must be LoRA: others add their own tokens, or read the whole prompt.
+    `DynamicLayer`) with `sdpa` or `eager` attention, use the given positions, and accept the usual inputs. An adapter
+    must be LoRA, because others add tokens or read the whole prompt.
     """
     inner = without_adapter(model)
     adapters = getattr(model, "peft_config", {}).values()
@@ -113,12 +113,12 @@ def can_decode(model: "PreTrainedModel") -> bool:
 
 
 def reads_padding(model: "PreTrainedModel", generation: Mapping[str, Any]) -> bool:
-    """Return whether `generate()` with these settings may treat padding as a part of the prompt."""
+    """Return whether `generate()` with these settings may treat padding as part of the prompt."""
     return not _active_fields(model, generation) <= _BLIND_TO_PADDING
 
 
 def _active_fields(model: "PreTrainedModel", generation: Mapping[str, Any]) -> set[str]:
-    """Return the fields, of the settings or of the model's own, that make generation anything but greedy search."""
+    """Return the fields of the settings, or of the model's own, with which generation is not greedy search."""
     defaults = GenerationConfig._get_default_generation_params()
     return {
         name
@@ -129,10 +129,10 @@ def _active_fields(model: "PreTrainedModel", generation: Mapping[str, Any]) -> s
 
 
 def _resolve(model: "PreTrainedModel", generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `generate()` uses: the settings, over the model's own, over the defaults."""
-    own = model.generation_config.to_dict() if model.generation_config is not None else {}
+    """Return the settings used by `generate()`: the defaults, overridden by the model's own, then by `generation`."""
+    model_config = model.generation_config.to_dict() if model.generation_config is not None else {}
     defaults = GenerationConfig._get_default_generation_params()
-    return {**defaults, **{name: value for name, value in own.items() if value is not None}, **generation}
+    return {**defaults, **{name: value for name, value in model_config.items() if value is not None}, **generation}
 
 
 def _reads_prompt(adapter: Any) -> bool:
@@ -141,16 +141,16 @@ def _reads_prompt(adapter: Any) -> bool:
 
 
 def _find_cache_argument(model: "PreTrainedModel") -> str | None:
-    known = inspect.signature(model.forward).parameters
-    return next((name for name in _CACHE_ARGUMENTS if name in known), None)
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
 
 
 def _attends_to_all(model: "PreTrainedModel") -> bool:
     config = model.config
-    # Rotary frequencies of these kinds depend on the longest row of the batch.
+    # These rotary frequencies depend on the longest row of the batch.
     varying = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope")
     return (
-        # Attention is an attention function of Transformers, and works with caches that have spare room.
+        # Attention uses an attention function of Transformers, and works with caches that have unused space.
         (model._supports_attention_backend and model._can_compile_fullgraph)
         and config._attn_implementation in ("sdpa", "eager")
         and not (config.is_encoder_decoder or getattr(config, "add_cross_attention", False) or model._is_stateful)
@@ -169,18 +169,18 @@ def decode(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Return the new tokens of each prompt, up to and including the end, or `max_new_tokens`.
+    """Return the new tokens of each prompt: up to and including an end token, at most `max_new_tokens`.
 
     The rows of a batch are [common prefix | padding | rest of the prompt | new tokens]. Padding is masked, and
     positions are those of the prompt alone.
 
     Args:
-        model: In evaluation mode, and one that `can_decode`.
+        model: The model, in evaluation mode; `can_decode` must be true for it.
         prompts: Token ids of each prompt, not empty.
         ends: Ids that end a row.
-        temperature: 0 takes the most likely token; otherwise tokens are sampled, the same as `generate()` would sample
-            with the same state of PyTorch's generator.
-        seeds: Seeds of sampling, one per prompt, so that its tokens depend on nothing else.
+        temperature: 0 selects the most likely token; otherwise tokens are sampled, the same as by `generate()` with the
+            same state of PyTorch's generator.
+        seeds: Seeds for sampling, one per prompt, so that its tokens do not depend on the other prompts.
     """
     with _fast_attention(without_adapter(model)), torch.inference_mode():
         batch = _Batch(model, prompts, max_new_tokens=max_new_tokens, pad_id=pad_id)
@@ -189,12 +189,12 @@ def decode(
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # [rows still in the batch]
         generators = None if seeds is None else [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
         for step in range(max_new_tokens):
-            # On a CPU `argmax` of bf16 is five times slower than `max`; both take the first of equals.
+            # On a CPU, `argmax` in bf16 is five times slower than `max`; both return the first of equal values.
             if temperature:
                 latest = _draw(batch, len(prompts), temperature, generators)  # [rows]
             else:
                 latest = batch.logits.max(-1).indices
-            # Rows that have ended but are still in the batch continue; what follows an end is dropped.
+            # Rows that have ended but are still in the batch continue; tokens after an end are dropped later.
             chosen[batch.rows, step] = latest
             ended |= torch.isin(latest, end_ids)
             num_ended = int(ended.sum())
@@ -227,8 +227,8 @@ class _Batch:
     """The rows that are being decoded.
 
     Attributes:
-        rows: The index of each row's prompt, `[rows]`.
-        logits: The logits of each row's next token, `[rows, vocabulary]`; the next step may overwrite them.
+        rows: Index of each row's prompt, `[rows]`.
+        logits: Logits of each row's next token, `[rows, vocabulary]`; the next step may overwrite them.
         replays: Whether steps are captured and replayed.
     """
 
@@ -240,7 +240,7 @@ class _Batch:
         inner = without_adapter(model)
         self._cache = DynamicCache(config=inner.config)
         keywords = {str(_find_cache_argument(inner)): self._cache, "use_cache": True, "logits_to_keep": 1}
-        # Without `self`: a reference cycle would keep a captured step's memory until the next garbage collection.
+        # Without `self`, because a reference cycle would keep a captured step's memory until garbage collection.
         self._forward = functools.partial(_next_logits, model, keywords)
         # A captured step reads and writes the same memory each time, so the cache has its full size from the start.
         total = _in_blocks(max(len(prompt) for prompt in prompts) + max_new_tokens, _BLOCK)
@@ -279,15 +279,15 @@ class _Batch:
         self._length += 1
 
     def keep(self, kept: torch.Tensor) -> None:
-        """Drop all rows but those at these indices; `logits` still has all rows until `advance`."""
+        """Drop all rows except those at these indices; `logits` still contains all rows until `advance`."""
         self._replay = None
         self._cache.batch_select_indices(kept)
         self.rows, self._mask, self._positions = self.rows[kept], self._mask[kept], self._positions[kept]
 
     def _capture(self, latest: torch.Tensor) -> None:
-        """Do one step, capture it, and replay it once; if the results differ, steps are not replayed."""
+        """Run one step, capture it, and replay it once; if the results differ, steps are not replayed."""
         index, rows, forward = self._length, len(latest), self._forward
-        # Everything that changes from step to step; the step itself updates it in place.
+        # The tensors that change in every step, which updates them in place.
         self._latest = tokens = latest[:, None].clone()
         self.logits = logits = self.logits.new_empty(rows, self.logits.shape[1])
         position = self._positions[:, index : index + 1] - 1
@@ -339,7 +339,7 @@ def _next_logits(
 
 
 def _can_capture(model: "PreTrainedModel") -> bool:
-    """Return whether a step can be captured: the whole model is on one GPU, and its attention takes our mask."""
+    """Return whether a step can be captured: the whole model is on one GPU, and its attention supports our mask."""
     inner = without_adapter(model)
     return (
         model.device.type == "cuda"
@@ -349,30 +349,30 @@ def _can_capture(model: "PreTrainedModel") -> bool:
 
 
 def _captured(step: "Callable[[], None]") -> "Callable[[], None]":
-    """Return a function that repeats a step with the same tensors by a single launch.
+    """Return a function that repeats a step with the same tensors in a single launch.
 
     Raises:
         RuntimeError: The step cannot be captured, for example because it waits for a result.
     """
     graph = torch.cuda.CUDAGraph()
-    # Other threads, such as those of a page, may use the GPU meanwhile.
+    # Thread-local, because other threads, such as those of a page, may use the GPU during the capture.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay
 
 
 class _BlockLayer(DynamicLayer):
-    """Keys and values of one layer, `[rows, heads, room, size of a head]`, with room for a whole number of blocks.
+    """Keys and values of one layer, `[rows, heads, capacity, head size]`; the capacity is a multiple of the block.
 
-    Attention gets all of the room, because a slice of it would be copied by each matrix product; the mask, which has
-    the same width, excludes the unused part. That is filled with zeros; as it is masked, any finite value would do.
+    Attention gets the full tensors, because a slice would be copied by each matrix product; the mask, which has the
+    same width, excludes the unused part, which is filled with zeros; any finite value would work.
 
     Attributes:
-        length: Number of tokens written; with captured steps, that before the first.
-        slot: The index at which captured steps write their token, `[1]`; None otherwise.
+        length: Number of tokens written; with captured steps, the number before the first of them.
+        slot: Index at which captured steps write their token, `[1]`; None otherwise.
     """
 
-    # Transformers keeps the mask of a single token if this is set, as for all caches with spare room.
+    # Transformers keeps the mask of a single token if this is set, as for all caches with unused space.
     is_compileable = True
 
     def __init__(self, block: int) -> None:
@@ -384,7 +384,7 @@ class _BlockLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append new keys and values, and return all of the room."""
+        """Append new keys and values, and return the full tensors."""
         keys, values = self.keys, self.values
         if keys is None or values is None:
             keys, values = key_states[:, :, :0], value_states[:, :, :0]
@@ -404,7 +404,7 @@ class _BlockLayer(DynamicLayer):
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the room after so many new tokens, and its offset, 0."""
+        """Return the capacity after `query_length` new tokens, and the offset, 0."""
         return _in_blocks(self.length + query_length, self._block), 0
 
 
@@ -413,10 +413,10 @@ def _in_blocks(length: int, block: int) -> int:
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many first tokens all prompts share, leaving at least one of each; 0 for a single prompt."""
+    """Return the length of the common prefix, without the last token of any prompt; 0 for a single prompt."""
     if len(prompts) == 1:
         return 0
-    # In lexicographic order, the first and the last share the fewest tokens.
+    # In lexicographic order, the first and the last prompt share the fewest tokens.
     low, high = min(prompts, key=list), max(prompts, key=list)
     longest = min(len(prompt) for prompt in prompts) - 1
     return next((i for i in range(longest) if low[i] != high[i]), longest)
@@ -425,9 +425,9 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
 def _fast_attention(model: "PreTrainedModel") -> contextlib.AbstractContextManager[None]:
     """Avoid implementations of `scaled_dot_product_attention` that are slow for single tokens or new shapes.
 
-    On a CPU single tokens do not use it. On a GPU, cuDNN's, which PyTorch prefers in half precision on Hopper, makes a
-    plan for each new shape of batch and cache: in bf16, the first 110 answers of a process took a second longer than
-    the next (PyTorch 2.11, H100).
+    On a CPU, single tokens do not use it. On a GPU, cuDNN's implementation, which PyTorch prefers in half precision on
+    Hopper, is avoided, because it builds a plan for each new shape of batch and cache: in bf16, the first 110 answers
+    of a process took a second longer than the next (PyTorch 2.11, H100).
     """
     if model.config._attn_implementation != "sdpa":
         return contextlib.nullcontext()
@@ -446,13 +446,15 @@ def _attend_on_cpu(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as Transformers' `sdpa`, but for one new token with two matrix products: in bf16 four times faster.
+    """Compute attention like Transformers' `sdpa`, but with two matrix products for one new token.
+
+    In bf16 this is four times faster.
 
     Args:
-        query: `[rows, heads, new tokens, size of a head]`.
-        key: `[rows, key heads, tokens, size of a head]`; each serves `heads / key heads` heads.
-        value: As `key`.
-        attention_mask: `[rows, 1, new tokens, tokens]`, true where a token is seen; None if all are.
+        query: `[rows, heads, new tokens, head size]`.
+        key: `[rows, key heads, tokens, head size]`; each is used by `heads / key heads` heads.
+        value: Same shape as `key`.
+        attention_mask: `[rows, 1, new tokens, tokens]`, true for tokens to attend to; None for all.
     """
     if query.shape[2] > 1 or any(settings.get(name) is not None for name in ("position_bias", "softcap")):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)

@@ -1,7 +1,7 @@
-"""How a model continues a text: next-token probabilities, beam search, and the text of each strategy.
+"""Explore how a model continues a text: next-token probabilities, beam search, and the text of each strategy.
 
-Everything is computed by Transformers, with its own logits warpers and `generate()`. Each result has a `TextTable` for
-the terminal and the web page.
+Everything is computed with the logits warpers and `generate()` of Transformers. Each result has a `TextTable` for the
+terminal and the web page.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 # Shown in addition to the requested temperature.
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
-# Length of the runs of tokens whose repetition is measured.
+# Length of the n-grams whose repetition is measured, in tokens.
 _GRAM = 4
 
 
 class TextTable(NamedTuple):
-    """A result as text: one row of cells for each thing found."""
+    """A result as a table of text."""
 
     heads: list[str]
     rows: list[list[str]]
-    left: set[int]  # indices of the columns with words; the others are numbers
+    left: set[int]  # indices of left-aligned columns, which contain words; the others are numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,11 @@ class NextToken:
 
     token_id: int
     text: str  # readable, on one line
-    probability: float  # what the model gives it: softmax of the logits
-    tempered: float  # its probability at the temperature asked for
+    probability: float  # softmax of the model's logits
+    tempered: float  # its probability at the requested temperature
     at: tuple[float, ...]  # its probability at each of `TEMPERATURES`
-    in_top_k: bool  # whether top-k alone keeps it, at that temperature; true where top-k is off
-    in_top_p: bool  # the same of top-p
+    in_top_k: bool  # whether top-k alone keeps it, at that temperature; true if top-k is off
+    in_top_p: bool  # the same for top-p
     drawn: float  # its probability under temperature, then top-k, then top-p, as `generate()` samples
 
 
@@ -52,16 +52,16 @@ class NextTokens:
 
     prompt_tokens: list[str]  # readable
     vocabulary: int  # number of tokens
-    settings: dict[str, Any]  # `temperature`, `top_k` (0 is off) and `top_p` (1 is off) as asked for
-    share_top_k: float  # probability of what top-k alone keeps, at the temperature asked for
-    num_top_p: int  # tokens that top-p alone keeps
-    share_top_p: float  # their probability together
-    num_drawn: int  # tokens that sampling can take
+    settings: dict[str, Any]  # the requested `temperature`, `top_k` (0 is off) and `top_p` (1 is off)
+    share_top_k: float  # total probability of the tokens that top-k alone keeps, at the requested temperature
+    num_top_p: int  # number of tokens that top-p alone keeps
+    share_top_p: float  # their total probability
+    num_drawn: int  # number of tokens that sampling can draw
     tokens: list[NextToken]  # the most likely first
     entropies: tuple[float, ...]  # in bits, at each of `TEMPERATURES`
 
     def to_table(self) -> TextTable:
-        """Return a row for each token, and below them the entropies."""
+        """Return a row for each token, followed by the entropies."""
         heads = ["", "token", *(f"T={value:g}" for value in TEMPERATURES), "top-k", "top-p", "drawn"]
         rows = [
             [
@@ -81,10 +81,10 @@ class NextTokens:
         if top_k and top_p < 1:
             alone = " alone"
             drawn = f"top-k and then top-p leave {self.num_drawn:,} of {self.vocabulary:,} tokens to sample from"
-        said = [f"top-k {top_k:,}{alone} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
+        parts = [f"top-k {top_k:,}{alone} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
         if top_p < 1:
-            said.append(f"top-p {top_p:g}{alone} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
-        return f"At temperature {temperature:g}, {'; '.join([*said, drawn])}."
+            parts.append(f"top-p {top_p:g}{alone} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
+        return f"At temperature {temperature:g}, {'; '.join([*parts, drawn])}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,30 +94,30 @@ class BeamNode:
     depth: int  # number of tokens between the prompt and it
     token_id: int
     text: str  # readable, on one line
-    probability: float  # of this token after those above it
+    probability: float  # of this token, given those above it
     path_probability: float  # of all tokens from the prompt to this one
-    outcome: str  # `best`, `number 2` … where a text ends; `dropped` where a path was left; else empty
+    outcome: str  # `best`, `number 2` … at the end of a text; `dropped` at the end of a dropped path; otherwise empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-    """A prompt continued."""
+    """A continuation of a prompt."""
 
     name: str  # of the strategy, or the rank in beam search
     text: str  # without the prompt and special tokens
-    token_ids: tuple[int, ...]  # with the one that ends it
-    stopped: bool  # whether the model finished it, rather than reaching the longest allowed
-    repeated: float | None  # share of its runs of four tokens that stood in it before; None if it has no such run
-    log_probability: float  # of the whole, in nats
-    perplexity: float  # how surprising the model finds it, 1 for not at all
+    token_ids: tuple[int, ...]  # including the end token
+    stopped: bool  # whether the model ended it, instead of reaching the maximum length
+    repeated: float | None  # share of its 4-grams of tokens that occurred before; None if it is shorter
+    log_probability: float  # of the whole continuation, in nats
+    perplexity: float  # per token under the model, at least 1
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamTree:
     """The tree of beam search."""
 
-    nodes: list[BeamNode]  # from the top down, children below their parent, likelier ones first
-    texts: list[Continuation]  # what was found, the best first, as many as beams; then what greedy search writes
+    nodes: list[BeamNode]  # from the top down, children after their parent, more likely ones first
+    texts: list[Continuation]  # the result of each beam, best first, then that of greedy search
 
     def to_table(self) -> TextTable:
         """Return a row for each token, indented below the one before it."""
@@ -133,11 +133,11 @@ def tabulate_texts(texts: Sequence[Continuation]) -> TextTable:
     """Return a row for each text, with its measures before it."""
     rows = [
         [
-            *(found.name, str(len(found.token_ids)), "-" if found.repeated is None else f"{found.repeated:.0%}"),
-            *(f"{found.perplexity:,.1f}", f"{math.exp(found.log_probability):.1e}"),
-            show_text(found.text).replace(SPACE, " ") + ("" if found.stopped else " …"),
+            *(text.name, str(len(text.token_ids)), "-" if text.repeated is None else f"{text.repeated:.0%}"),
+            *(f"{text.perplexity:,.1f}", f"{math.exp(text.log_probability):.1e}"),
+            show_text(text.text).replace(SPACE, " ") + ("" if text.stopped else " …"),
         ]
-        for found in texts
+        for text in texts
     ]
     return TextTable(["", "tokens", "repeats", "perplexity", "probability", "text"], rows, {0, 5})
 
@@ -152,14 +152,14 @@ def explore_next(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> NextTokens:
-    """Return the distribution of the next token after a text, and what sampling settings make of it.
+    """Return the distribution of the next token after a text, and the effect of sampling settings on it.
 
     Args:
-        ids: The prompt, from `encode_text`.
-        top: How many tokens to list, at least 1.
-        temperature: Above 0; below 1 sharpens, above flattens.
+        ids: The prompt, from `encode_raw_prompt`.
+        top: Number of tokens to list, at least 1.
+        temperature: Above 0; values below 1 sharpen the distribution, values above 1 flatten it.
         top_k: Keep this many most likely tokens; 0 for all.
-        top_p: Keep the most likely that together have this probability; 1 for all.
+        top_p: Keep the most likely tokens with this total probability; 1 for all.
 
     Raises:
         ConfigError: Numbers are out of range; all are listed.
@@ -203,7 +203,7 @@ def explore_next(
 
 
 def _warp(logits: "Tensor", temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> "Tensor":
-    """Return logits as `generate()` would draw from them, `[vocabulary]`: minus infinity where a token is left out."""
+    """Return the logits that `generate()` samples from, `[vocabulary]`; minus infinity for tokens that are left out."""
     import torch
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -213,7 +213,7 @@ def _warp(logits: "Tensor", temperature: float, *, top_k: int = 0, top_p: float 
     if top_p < 1:
         warpers.append(TopPLogitsWarper(float(top_p)))
     nothing = torch.zeros(1, 1, dtype=torch.long)
-    # Typed for tensors of one kind of number.
+    # The annotations only allow certain tensor types.
     warped: Tensor = warpers(nothing, logits[None])[0]  # type: ignore[arg-type]
     return warped
 
@@ -226,12 +226,12 @@ def explore_beams(
     num_beams: int = 3,
     length: int = 5,
 ) -> BeamTree:
-    """Return what beam search goes through when it continues a text: its best is that of `generate(num_beams=…)`.
+    """Return the tree of beam search when it continues a text; its best text is that of `generate(num_beams=…)`.
 
     Args:
-        ids: The prompt, from `encode_text`.
-        num_beams: Beginnings followed side by side, at least 2.
-        length: Most tokens to write.
+        ids: The prompt, from `encode_raw_prompt`.
+        num_beams: Number of beams, at least 2.
+        length: Maximum number of new tokens.
 
     Raises:
         ConfigError: A number is out of range.
@@ -282,10 +282,10 @@ def _build_nodes(
     followed: set[tuple[int, ...]],
     found: dict[tuple[int, ...], str],
 ) -> list[BeamNode]:
-    """Return the nodes of all beginnings that beams went through; `found` names the texts."""
+    """Return the nodes of all paths of the beams; `found` contains the names of the resulting texts."""
     paths = {row[:end] for row in (*followed, *found) for end in range(1, len(row) + 1)}
     leaves = paths - {path[:-1] for path in paths}
-    logs: dict[tuple[int, ...], list[float]] = {}  # by path, of each of its tokens
+    logs: dict[tuple[int, ...], list[float]] = {}  # path -> log-probability of each token
     for leaf in leaves:
         steps = _log_probabilities(model, ids, leaf)
         logs |= {leaf[:end]: steps[:end] for end in range(1, len(leaf) + 1)}
@@ -319,11 +319,11 @@ def compare_strategies(
     """Return the continuation of a text by each strategy, in the given order.
 
     Args:
-        ids: The prompt, from `encode_text`.
-        names: Of strategies.
-        max_new_tokens: Longest continuation, in tokens, at least 1.
-        seed: Of the strategies that sample; all begin with the same.
-        end_id: A token that ends a text, besides the model's own.
+        ids: The prompt, from `encode_raw_prompt`.
+        names: Names of strategies.
+        max_new_tokens: Maximum length of a continuation, in tokens, at least 1.
+        seed: Seed for the strategies that sample, the same for all.
+        end_id: A token that ends a text, in addition to the model's end tokens.
 
     Raises:
         ConfigError: There is no such strategy, or Transformers refuses one for this model.
@@ -376,7 +376,7 @@ def repeated_share(tokens: Sequence[int]) -> float | None:
 
 
 def _log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequence[int]) -> list[float]:
-    """Return the log-probability in nats of each of some tokens after a prompt and those before it."""
+    """Return the log-probability of each new token, in nats, given the prompt and the tokens before it."""
     import torch
 
     with generating(model), torch.inference_mode():

@@ -16,19 +16,19 @@ _FATES = {"can be drawn": "tuned", "cut by top-p": "train", "cut by top-k": "unt
 def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Figure":
     """Return the plot of the next token.
 
-    On the left a bar a token at the temperature asked for, coloured by what sampling can draw; on the right its
-    probability at each of some temperatures.
+    On the left, a bar for each token at the requested temperature, colored by whether sampling can draw it; on the
+    right, its probability at several temperatures.
 
     Args:
-        found: Which tokens may come next.
-        title: A line above the plot, taken literally.
+        found: The distribution of the next token.
+        title: A line above the plot, shown literally.
     """
     tokens = found.tokens
     figure = build_figure((8.2, 1.5 + 0.23 * len(tokens)), title and _printable(title, longest=90))
     left, right = figure.subplots(1, 2, sharey=True)
     fates = ["can be drawn" if token.drawn else f"cut by top-{'p' if token.in_top_k else 'k'}" for token in tokens]
     for fate, color in _FATES.items():
-        rows = [row for row, other in enumerate(fates) if other == fate]
+        rows = [row for row, token_fate in enumerate(fates) if token_fate == fate]
         if rows:
             left.barh(rows, [100 * tokens[row].tempered for row in rows], 0.72, color=COLORS[color], label=fate)
     left.set_yticks(range(len(tokens)), [_printable(token.text) for token in tokens], parse_math=False)
@@ -50,9 +50,9 @@ def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Fig
 
 
 def _printable(text: str, *, longest: int = _LONGEST_LABEL) -> str:
-    """Return a label cut to length, with characters that the font lacks as their numbers."""
+    """Return a label truncated to a maximum length, with characters that the font does not have as code points."""
     from matplotlib.font_manager import findfont, get_font
 
-    known = get_font(findfont("DejaVu Sans")).get_charmap()
-    label = "".join(character if ord(character) in known else f"U+{ord(character):04X}" for character in text)
+    charmap = get_font(findfont("DejaVu Sans")).get_charmap()
+    label = "".join(character if ord(character) in charmap else f"U+{ord(character):04X}" for character in text)
     return label if len(label) <= longest else label[: longest - 1] + "…"

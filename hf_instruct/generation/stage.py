@@ -1,7 +1,7 @@
 """The answer stage: the model that training started from and the tuned model answer the test split.
 
-Launched on several processes, each writes the answers to its share of the examples to its own file beside
-`responses.jsonl`, and the first merges them. After an interruption the next start merges what it finds.
+With several processes, each writes the answers to its share of the examples to a separate file next to
+`responses.jsonl`, and the main process merges them. After an interruption, the next start merges existing files.
 """
 
 import logging
@@ -36,15 +36,15 @@ _OWN_FIELDS = set(GenerateSection.model_fields) - {"do_sample"}
 def answer(run: RunFolder, experiment: Experiment) -> None:
     """Answer the test split with the tuned model, and first with the model it was tuned from, if requested.
 
-    After DPO and GRPO the untuned model's answers are those in the run that fine-tuned the start model, if it has
-    them to the same examples in the same way.
+    After DPO and GRPO, the untuned model's answers are copied from the run that fine-tuned the start model, if it has
+    answers to the same examples with the same settings.
 
-    Rows are appended to `responses.jsonl` as batches finish; an interrupted stage continues with the examples that have
-    no row of the model yet. Processes launched together all call this, and it returns in all when the file is whole.
+    Rows are appended to `responses.jsonl` as batches finish; an interrupted stage continues with the examples that the
+    model has not answered yet. All processes of a launch call this, and it returns when the file is complete.
 
     Raises:
         InstructError: The data or the model is missing, or `answer_examples` raised.
-        RunError: The run is of an older version.
+        RunError: The run is from an older version.
     """
     run.refuse_older()
     examples = run.read_split("test")
@@ -56,17 +56,19 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
 
 
 def _copy_untuned(run: RunFolder, examples: list[Example], experiment: Experiment) -> None:
-    """Copy the untuned model's answers from the run that fine-tuned the model that DPO or GRPO began with."""
+    """Copy the untuned model's answers from the run that fine-tuned the start model of DPO or GRPO."""
     before = RunFolder(Path(run.find_base(experiment.model.name)).parent)
-    known = {row.id for row in recover_rows(run.responses, Response) if row.model == UNTUNED}
-    if experiment.start == UNTUNED or known or not before.config.is_file():
+    existing = {row.id for row in recover_rows(run.responses, Response) if row.model == UNTUNED}
+    if experiment.start == UNTUNED or existing or not before.config.is_file():
         return
     # The other settings are about the number and the speed of the answers, or about another model's server.
     names = {"limit", "concurrency", "batch_size", "base", "endpoint", "model"}
-    given = [plain_values(one)["generate"] for one in (experiment, before.load_experiment())]
-    ours, theirs = ({"generate": {name: one[name] for name in one if name not in names}} for one in given)
+    sections = [plain_values(settings)["generate"] for settings in (experiment, before.load_experiment())]
+    ours, theirs = (
+        {"generate": {name: value for name, value in section.items() if name not in names}} for section in sections
+    )
     answers = {(row.id, row.input, row.output): row for row in before.read_responses(UNTUNED)}
-    rows = [row for one in examples if (row := answers.get((one.id, one.input, one.output)))]
+    rows = [row for example in examples if (row := answers.get((example.id, example.input, example.output)))]
     if differing := differing_settings(ours, theirs):
         reason = f"{quote_names(differing)} is set otherwise here"
     elif len(rows) < len(examples):
@@ -115,7 +117,7 @@ def _answer_share(
     prompt_format: PromptFormat,
     keep: Callable[[list[Response]], None],
 ) -> None:
-    """Answer examples with a model, here or on the server that has it; `keep` gets each batch of responses."""
+    """Answer examples with a model, in this process or on its server; `keep` gets each batch of responses."""
     section = experiment.generate
     if section.endpoint and which == TUNED:
         run.check_trained()
@@ -141,13 +143,13 @@ def _answer_share(
 def load_model_of_run(
     run: RunFolder, experiment: Experiment, which: str, *, dtype: str | None = None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Return a run's tuned model, or the one that it was tuned from, and its tokenizer, on the fastest device there is.
+    """Return a run's tuned model, or the one that it was tuned from, and its tokenizer, on the fastest device.
 
     Args:
         run: The run.
-        experiment: What it is of.
-        which: `schema.TUNED`, or any other of `schema.MODELS` for the one that training began with.
-        dtype: By default `generate.dtype`.
+        experiment: The run's experiment.
+        which: `schema.TUNED`, or any other of `schema.MODELS` for the one that training started from.
+        dtype: The precision; by default `generate.dtype`.
 
     Raises:
         RunError: The run has no tuned model yet, or its model is damaged.
@@ -155,7 +157,7 @@ def load_model_of_run(
     """
     base, is_base = experiment.model, which != TUNED
     if not is_base:
-        # Otherwise the path of a missing folder would be taken for a Hub id.
+        # Otherwise the path of a missing folder would be treated as a Hub id.
         run.check_trained()
     model, tokenizer = load_model(
         run.find_base(base.name) if is_base else str(run.model),
@@ -175,14 +177,14 @@ def load_model_of_run(
 def _merge(run: RunFolder, examples: list[Example]) -> None:
     """Merge all answers into `responses.jsonl`, for each model in the order of the test split; delete the other files.
 
-    After an interruption in between, files of processes repeat rows of `responses.jsonl`, which is harmless.
+    After an interruption in between, the other files repeat rows of `responses.jsonl`, which is harmless.
     """
     parts = run.response_parts()
-    found = recover_rows(run.responses, Response)
+    existing = recover_rows(run.responses, Response)
     added = [row for path in parts for row in recover_rows(path, Response)]
-    rows = {(row.model, row.id): row for row in [*found, *added]}
+    rows = {(row.model, row.id): row for row in [*existing, *added]}
     ordered = [rows[key] for model in MODELS for example in examples if (key := (model, example.id)) in rows]
-    if ordered != found:
+    if ordered != existing:
         write_rows(run.responses, ordered)
     for path in parts:
         path.unlink()
@@ -212,7 +214,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
     examples = run.read_split("test")
     prompts = prompt_format.encode_prompts(tokenizer, examples)
     is_whole = (run.model / "config.json").is_file()
-    # An adapter has the context of the model below it.
+    # An adapter has the context length of its base model.
     limit = load_context_length(
         str(run.model) if is_whole else run.find_base(base.name),
         revision=None if is_whole else base.revision,
@@ -239,10 +241,10 @@ def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
 
 
 def generation_fields(section: GenerateSection) -> dict[str, Any]:
-    """Return what `generate()` is given of the section.
+    """Return the fields of the section that are passed to `generate()`.
 
     Raises:
-        ConfigError: A field is not a setting of generation; a run folder's section was not checked before.
+        ConfigError: A field is not a generation setting; the section of a run folder was not checked before.
     """
     values = section.model_dump()
     if problems := check_generate_fields(values, GenerateSection.model_fields):

@@ -1,4 +1,4 @@
-"""Encode prompts, and show tokens as readable text, with visible spaces, line ends and partial characters."""
+"""Encode prompts, and show tokens as readable text, with visible spaces, line breaks and partial characters."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ _NAMED = {" ": SPACE, "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def check_text(text: str, *, what: str = "question") -> str:
-    """Return what a user typed, with plain line ends.
+    r"""Return a text that a user typed, with `\n` as line breaks.
 
     Args:
         text: The text.
-        what: What it is, for the message.
+        what: Name of the text in the message.
 
     Raises:
-        DataError: It is empty, contains control characters, or is not UTF-8 text.
+        DataError: The text is empty, contains control characters, or is not UTF-8.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
@@ -45,14 +45,14 @@ def encode_raw_prompt(
     """Return the token ids of a text to continue, with the tokenizer's beginning-of-text token if it adds one.
 
     Args:
-        text: The text as it is; or token ids, which are only checked.
-        room: Number of tokens that are to follow.
+        text: The text, without a prompt format; or token ids, which are only checked.
+        room: Number of tokens to generate.
 
     Raises:
         DataError: The text is empty, contains control characters, or does not fit the model's context with `room`.
     """
     ids = list(tokenizer(check_text(text, what="prompt"))["input_ids"] if isinstance(text, str) else text)
-    # Some tokenizers end every text with end-of-text, after which there is nothing to continue.
+    # Some tokenizers add an end-of-text token to every text, after which there is nothing to continue.
     if isinstance(text, str) and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     if not ids:
@@ -67,9 +67,10 @@ def encode_raw_prompt(
 
 
 def show_token(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str:
-    r"""Return a token as text on one line: `␣dog` for a word with its space, `\n` for a line end.
+    r"""Return a token as text on one line: `␣dog` for a word with its space, `\n` for a line break.
 
-    Part of a character is shown as the tokenizer writes it, an id beyond its vocabulary (models pad theirs) by number.
+    A partial character is shown as in the tokenizer's vocabulary, and an id beyond the vocabulary (models pad theirs)
+    as a number.
     """
     token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else None
     if not isinstance(token, str):
@@ -77,17 +78,17 @@ def show_token(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str:
     text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
     if not text or "\N{REPLACEMENT CHARACTER}" in text or token_id in tokenizer.added_tokens_decoder:
         return show_text(token)
-    # A tokenizer of SentencePiece's kind writes a space so, and leaves out the first.
+    # SentencePiece tokenizers write a space as "▁", and leave it out when they decode the first token.
     return show_text(f" {text}" if token.startswith("▁") and not text.startswith(" ") else text)
 
 
 def show_text(text: str) -> str:
-    r"""Return a text on one line, with what cannot be seen, or could steer a terminal, written out.
+    r"""Return a text on one line, with invisible characters, and those that could control a terminal, escaped.
 
     >>> show_text(" a dog\n\x1b")
     '␣a␣dog\\n\\u001b'
     """
-    # Controls, formats, unassigned, and spaces other than the usual one.
+    # Unicode categories C (control, format, unassigned) and Z (separators, except the usual space).
     return "".join(
         _NAMED.get(char) or (f"\\u{ord(char):04x}" if unicodedata.category(char)[0] in "CZ" else char) for char in text
     )
