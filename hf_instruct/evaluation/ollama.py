@@ -109,7 +109,7 @@ class OllamaJudge(ServerJudge):
         self._version: str | None = None
         # None to leave it out, because some versions ignore the schema if it is false.
         self._think: bool | str | None = settings.think
-        # Number of replies so far, and of those up to the last one that the model is confirmed for.
+        # Number of replies so far, and number of the last one for which the model was confirmed.
         self._replies = self._confirmed = 0
         self._confirming = asyncio.Lock()
 

@@ -188,7 +188,9 @@ def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:
     scores = [judgment.score for judgment in judgments]
     summary, different = _sum_up(scores), set(scores) - {None}
     missing = find_failures(summary.failures, len(scores))
-    failed = [*([missing] if missing else []), *_list_problems(checks)]
+    failed = _list_problems(checks)
+    if missing:
+        failed.insert(0, missing)
     kinds = {kind: _sum_up(list(column.values())) for kind, column in by_kind.items()}
     is_decided = len(ids) >= FEWEST and (bool(missing) or all(check.passed is not None for check in checks[:1]))
     return SelfCheck(

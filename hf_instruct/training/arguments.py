@@ -82,7 +82,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
             f"`{SECTIONS[kind]}.activation_offloading` moves activations from a GPU into main memory, and this run has "
             "no GPU; leave it out."
         )
-    # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot; GRPO counts its own.
+    # Counts the examples' tokens for the upper axis of the loss plot, also after resuming; GRPO counts its own.
     arguments.include_num_input_tokens_seen = "no" if kind == "GRPOConfig" else "non_padding"
     if kind != "GRPOConfig":
         arguments.padding_free = False
@@ -96,9 +96,9 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
         if arguments.assistant_only_loss:
             arguments.assistant_only_loss, arguments.completion_only_loss = False, True
     elif kind == "DPOConfig":
-        # The reference is the model as it is now; otherwise TRL would load it from its path again.
+        # The reference is the model before training; otherwise TRL would load it from its path again.
         arguments.precompute_ref_log_probs = True
-    # It would hide a diverged loss in the mean of the others.
+    # Otherwise a diverged loss would be hidden in the mean of the others.
     arguments.logging_nan_inf_filter = False
     if arguments.n_gpu > 1:
         logger.info(
@@ -137,7 +137,7 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     # We show what the workers log. Otherwise, TRL would decide by the level whether there is a progress bar.
     settings = {"log_level": "error", "disable_tqdm": False, **settings}
     if kind == "GRPOConfig":
-        # Held-out prompts get one greedy answer each; TRL would want whole groups in a batch of them.
+        # Held-out prompts get one greedy answer each; by default TRL requires complete groups in a batch.
         settings.setdefault("num_generations_eval", 1)
         # Their evaluation has no loss.
         if settings.get("load_best_model_at_end") or settings.get("save_strategy") == "best":

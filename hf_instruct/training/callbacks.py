@@ -57,7 +57,7 @@ class KeepMemory(TrainerCallback):
         give_back_freed_memory()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Leave the process as it was: the setting is not the trainer's alone."""
+        """Restore the C library's setting, which applies to the whole process."""
         stop_keeping_memory()
 
 

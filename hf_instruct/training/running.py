@@ -117,7 +117,7 @@ def run_training(  # noqa: PLR0913 - as `train`
         # Problems with the model, such as a layer that cannot be adapted, are only found here.
         with translated_refusals(f"The `{section}` or the `lora` section is refused by TRL or PEFT:"):
             trainer = build(callbacks=[log, *callbacks], **given)
-        # Not supported for GRPO, which clips gradients by default.
+        # Not tested with GRPO, which clips gradients by default.
         if kind != "GRPOConfig":
             trainer.optimizer_cls_and_kwargs = build_optimizer(arguments)
     log.can_save = trainer.can_save

@@ -1,4 +1,4 @@
-"""Optimizations of a training step, each exactly equal to the plain computation and independent of the others.
+"""Optimizations of a training step. Each is exactly equal to the plain computation and can be removed separately.
 
 Their effect was measured on two CPU cores with GPT-2's shapes (docs/performance.md); the tests have the same names.
 

@@ -209,7 +209,7 @@ def _weigh(queries: Tensor, keys: Tensor, block: _Block, scale: float) -> Tensor
 
 
 def _by_segment(states: Tensor, num_key_heads: int, indices: Tensor) -> Tensor:
-    """Return [key heads x segments, tokens, size] of [heads, row, size]; heads of one key head follow each other."""
+    """Return [key heads x segments, tokens, size] from [heads, row, size]; heads of the same key head are adjacent."""
     heads, _, size = states.shape
     chosen = states.index_select(1, indices.flatten())  # [heads, segments x tokens, size]
     by_key_head = chosen.view(num_key_heads, heads // num_key_heads, *indices.shape, size).transpose(1, 2)
@@ -217,14 +217,14 @@ def _by_segment(states: Tensor, num_key_heads: int, indices: Tensor) -> Tensor:
 
 
 def _by_head(products: Tensor, query: Tensor, block: _Block) -> Tensor:
-    """Return [heads, segments x queries, size] of [key heads x segments, heads of a key x queries, size]."""
+    """Return [heads, segments x queries, size] from [key heads x segments, heads of a key x queries, size]."""
     num_segments, num_queries = block.queries.shape
     by_key_head = products.view(len(products) // num_segments, num_segments, -1, num_queries, products.shape[2])
     return by_key_head.transpose(1, 2).reshape(len(query), num_segments * num_queries, -1)
 
 
 def _collect(parts: Sequence[Tensor], segments: Segments) -> Tensor:
-    """Return [heads, row, size] of the outputs of all blocks, [heads, queries, size] each."""
+    """Return [heads, row, size] from the outputs of all blocks, each [heads, queries, size]."""
     padding = parts[0].new_zeros(parts[0].shape[0], 1, parts[0].shape[2])
     return torch.cat([*parts, padding], dim=1).index_select(1, segments.indices)
 
