@@ -340,7 +340,7 @@ class TerminalChat:
 
 
 def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
-    """Add complete answers that are not yet in a JSON Lines file for `data check` to it, and return a summary.
+    """Append complete answers to a JSON Lines file for `data check`, unless it contains them; return a summary.
 
     The file is replaced in one step; if that fails, the old one stays.
 

@@ -192,9 +192,9 @@ def _print_preflight(preflight: "Preflight", splits: "Mapping[str, Dataset]", un
         about = ["instruction + input of test and validation compared with train, without repeats"]
         if near.sampled:
             about.append(f"{near.sampled} (`--near {near.threshold:g}` takes all)")
-        shown = format_near_duplicates(preflight, splits)
-        method = f"{near.method}.{' The nearest:' if shown else ''}"
-        print(wrap(_printable("\n".join([f"\nNear-duplicates: {'; '.join([*about, method])}", *shown]))))
+        pairs = format_near_duplicates(preflight, splits)
+        method = f"{near.method}.{' The nearest:' if pairs else ''}"
+        print(wrap(_printable("\n".join([f"\nNear-duplicates: {'; '.join([*about, method])}", *pairs]))))
     if preflight.tokens is None:
         print(
             wrap(

@@ -104,7 +104,7 @@ def add_field_flags(parser: argparse.ArgumentParser, section: str, *names: str, 
 
 
 def add_trust_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--trust-remote-code`: a run folder may be from somebody else, so nothing in it gives this consent."""
+    """Add `--trust-remote-code`. A run folder cannot give this consent, because it may be from somebody else."""
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_process()
         with sigterm_interrupts(), clean_output():
             options.handler(options)
-        # Flushed here, where a closed pipe is handled below.
+        # Flush here, so that a closed pipe is handled below.
         sys.stdout.flush()
     except InstructError as error:
         if not is_main_process():

@@ -50,7 +50,7 @@ class Agreement:
     n: int  # examples that both have a verdict on
     estimates: Mapping[str, Estimate]
     counts: list[list[int]] | None  # for preferences: how often each pair of `LABELS` occurs, [first, second]
-    notices: list[str]  # what a reader should know
+    notices: list[str]  # caveats, a sentence each
 
     def to_dict(self) -> dict[str, Any]:
         """Return the agreement as plain values, for JSON."""
@@ -95,9 +95,10 @@ def measure_agreement(
     pairs = both.dropna()
     _check_joined(a, b, scores, both)
     is_scores = a.kind == SCORES
+    means = pairs.mean().tolist() if is_scores else (None, None)
     sides = [
-        Side(side.name, side.judge, len(own), int(own.isna().sum()), len(own) - len(both), mean if is_scores else None)
-        for side, own, mean in zip((a, b), scores, pairs.mean().tolist(), strict=True)
+        Side(side.name, side.judge, len(values), int(values.isna().sum()), len(values) - len(both), mean)
+        for side, values, mean in zip((a, b), scores, means, strict=True)
     ]
     notices = [*a.list_notices(), *b.list_notices(), *_note_other_answers(a, b, both.index)]
     if turned:

@@ -82,7 +82,7 @@ class Comparison:
     categories: list[Breakdown]  # the scores by category, if the examples have categories
     metrics: list[Breakdown]  # the reference metrics that all runs have
     leading: Leading  # the measure that the rows are sorted by, and why if it is not the score
-    notes: list[str]  # what a reader should know before quoting the numbers
+    notes: list[str]  # caveats to read before quoting the numbers
 
     @property
     def is_scored(self) -> bool:
@@ -228,8 +228,8 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
     if keys.empty:
         problems = []
         for run in runs:
-            shown = quote_names(run.known.index[:_SHOWN_KEYS]) if run.keyed else "no ids"
-            problems.append(f"`{run.name}`: {len(run.known)} of {len(run.rows)} examples have a score ({shown}, …)")
+            ids = quote_names(run.known.index[:_SHOWN_KEYS]) if run.keyed else "no ids"
+            problems.append(f"`{run.name}`: {len(run.known)} of {len(run.rows)} examples have a score ({ids}, …)")
         raise DataError("There is no example with a score in all runs, so nothing can be compared:", problems)
     first = runs[0].rows["example"].reindex(keys)
     for run in runs[1:]:
@@ -286,12 +286,12 @@ def _break_down(
 
 
 def _describe_judging(runs: Sequence[ScoredRun]) -> str:
-    shown = {describe_judge(run.judge, run.rubric, run.rubric_sha256): None for run in runs if run.judge}
-    if not shown:
+    judges = {describe_judge(run.judge, run.rubric, run.rubric_sha256): None for run in runs if run.judge}
+    if not judges:
         return "unknown judge"
     names = quote_names(run.name for run in runs if not run.judge)
     passed = [describe_check(check) for run in runs[:1] if (check := run.self_check) and check.passed]
-    facts = [*shown, *passed, *filter(None, [max(run.references for run in runs)[1]])]
+    facts = [*judges, *passed, *filter(None, [max(run.references for run in runs)[1]])]
     return "; ".join(facts) + (f"; the judge of {names} is unknown" if names else "")
 
 

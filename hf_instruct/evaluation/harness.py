@@ -247,7 +247,7 @@ def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mappi
 
 
 def _choose_shown(names: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
-    """Return the names, with each group that has no result of its own replaced by its members."""
+    """Return the names, with each group that has no aggregate result replaced by its members."""
     shown: list[str] = []
     for name in names:
         has_result = any("," in key for key in raw["results"].get(name, {}))
@@ -307,27 +307,27 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, 
         raise ConfigError(needs_package("`benchmark`", "lm-eval")) from error
     folders: list[str | Path] = [PACKAGED_TASKS, *include]
     with tempfile.TemporaryDirectory() as temporary, _quiet():
-        own = TaskManager(include_path=folders, include_defaults=False)
-        _write_absolute(own, Path(temporary))
+        ours = TaskManager(include_path=folders, include_defaults=False)
+        _write_absolute(ours, Path(temporary))
         # Indexing lm-eval's own 14,000 tasks takes seconds.
-        is_own = all(name in own.all_subtasks for name in names)
-        manager = TaskManager(include_path=[*folders, temporary], include_defaults=not is_own)
+        is_ours = all(name in ours.all_subtasks for name in names)
+        manager = TaskManager(include_path=[*folders, temporary], include_defaults=not is_ours)
         if unknown := [name for name in names if name not in manager.all_tasks]:
             raise ConfigError(
                 f"{len(unknown)} of the `--tasks` {'is' if len(unknown) == 1 else 'are'} unknown to lm-eval:",
-                [*(_describe_unknown(name, manager.all_tasks) for name in unknown), *_unindexed_files(own, include)],
+                [*(_describe_unknown(name, manager.all_tasks) for name in unknown), *_unindexed_files(ours, include)],
             )
-        with fall_back_to_cache("the data") if _needs_hub(own, names) else contextlib.nullcontext():
+        with fall_back_to_cache("the data") if _needs_hub(ours, names) else contextlib.nullcontext():
             return {name: _load_task(manager, name) for name in names}
 
 
-def _write_absolute(own: Any, folder: Path) -> None:
+def _write_absolute(ours: Any, folder: Path) -> None:
     """Write a YAML for each of our tasks that includes it and makes the paths of its data files absolute.
 
     lm-eval resolves relative paths against the working directory.
     """
-    for number, name in enumerate(own.all_subtasks):
-        entry = own.task_index[name]
+    for number, name in enumerate(ours.all_subtasks):
+        entry = ours.task_index[name]
         values: dict[str, Any] = {"include": str(entry.yaml_path.resolve())}
         settings = (entry.cfg or {}).get("dataset_kwargs")
         if isinstance(settings, dict):
@@ -343,12 +343,12 @@ def _make_absolute(value: Any, folder: Path) -> Any:
     return str(folder / value) if isinstance(value, str) and (folder / value).exists() else value
 
 
-def _needs_hub(own: Any, names: Sequence[str]) -> bool:
+def _needs_hub(ours: Any, names: Sequence[str]) -> bool:
     """Return whether the data of any task may be on the Hub; a group or tag of ours may include any of our tasks."""
-    if not all(name in own.all_tasks for name in names):
+    if not all(name in ours.all_tasks for name in names):
         return True
-    tasks = names if all(name in own.all_subtasks for name in names) else own.all_subtasks
-    return not all("data_files" in (own.task_index[name].cfg.get("dataset_kwargs") or {}) for name in tasks)
+    tasks = names if all(name in ours.all_subtasks for name in names) else ours.all_subtasks
+    return not all("data_files" in (ours.task_index[name].cfg.get("dataset_kwargs") or {}) for name in tasks)
 
 
 def _load_task(manager: Any, name: str) -> dict[str, Any]:
@@ -369,15 +369,15 @@ def _load_task(manager: Any, name: str) -> dict[str, Any]:
 
 def _describe_unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=_MAX_NAMES, cutoff=0.6)
-    near = near or [other for other in known if name.lower() in other.lower()][:_MAX_NAMES]
-    names = ", ".join(f"`{other}`" for other in near)
+    near = near or [task for task in known if name.lower() in task.lower()][:_MAX_NAMES]
+    names = ", ".join(f"`{task}`" for task in near)
     return f"`{name}`" + (f"; the closest are {names}" if near else "; `lm-eval ls tasks` lists all")
 
 
-def _unindexed_files(own: Any, include: Sequence[Path]) -> list[str]:
+def _unindexed_files(ours: Any, include: Sequence[Path]) -> list[str]:
     """Return a sentence for each YAML that lm-eval ignores silently."""
-    known = {entry.yaml_path.resolve() for entry in own.task_index.values() if entry.yaml_path}
-    files = sorted(path for folder in include for path in folder.glob("**/*.yaml") if path.resolve() not in known)
+    indexed = {entry.yaml_path.resolve() for entry in ours.task_index.values() if entry.yaml_path}
+    files = sorted(path for folder in include for path in folder.glob("**/*.yaml") if path.resolve() not in indexed)
     return [f"`{path}` has no task: it is not YAML, or has neither `task:` nor `group:`" for path in files]
 
 

@@ -140,10 +140,10 @@ def _measure_orders(preferences: Sequence[Preference]) -> tuple[Consistency, Pos
     orders = [row.orders for row in preferences if not row.is_identical and len(row.orders) == 2]
     both = [scores for scores in orders if None not in scores]
     # The score of the answer shown first: in the second order that is the second answer.
-    shown_first = [one for one, _ in orders] + [None if other is None else 1 - other for _, other in orders]
+    shown_first = [score for score, _ in orders] + [None if score is None else 1 - score for _, score in orders]
     first, second, ties = (shown_first.count(score) for score in (1, 0, 0.5))
     share = first / (first + second) if first + second else None
-    same = sum(one == other for one, other in both) / len(both) if both else None
+    same = sum(scores[0] == scores[1] for scores in both) / len(both) if both else None
     position = Position(first=first, second=second, ties=ties, first_share=share)
     return Consistency(share=same, pairs=len(both)), position
 
@@ -199,14 +199,14 @@ def format_pair_scores(scores: PairSummary, corrected: Corrected | None = None) 
     alone = ((scores.first, scores.without_counterpart.first), (scores.second, scores.without_counterpart.second))
     counts += [f"{count} of {name} without a counterpart" for name, count in alone if count]
     verdicts = f"won {scores.wins}, tied {scores.ties}, lost {scores.losses}"
-    shown = f"mean length {lengths.first:.0f} and {lengths.second:.0f} characters"
+    means = f"mean length {lengths.first:.0f} and {lengths.second:.0f} characters"
     table = [["win rate", _percent(scores.win_rate), f"{_describe(scores.win_rate_interval)}; {verdicts}"]]
     if corrected:
         interval = f"{FEWEST} votes are needed" if corrected.n < FEWEST else _describe(corrected.interval)
         voted = f"votes on {corrected.n} of {corrected.total} pairs"
         table.append(["win rate, corrected by people", _percent(corrected.mean), f"{interval}; {voted}"])
     interval = _describe(scores.length_controlled_win_rate_interval)
-    table.append(["win rate at equal length", _percent(scores.length_controlled_win_rate), f"{interval}; {shown}"])
+    table.append(["win rate at equal length", _percent(scores.length_controlled_win_rate), f"{interval}; {means}"])
     if scores.failures:
         table.append(
             ["with every failure", "", f"lost or won: {_percent(scores.lowest)} to {_percent(scores.highest)}"]

@@ -46,7 +46,7 @@ class RatingTable:
     verdicts: int  # preferences that the ratings are computed from
     failures: int  # preferences without a verdict, which are left out
     examples: int  # distinct examples among the verdicts
-    notices: list[str]  # what a reader should know
+    notices: list[str]  # caveats, a sentence each
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as plain values, for JSON."""

@@ -1,4 +1,4 @@
-"""Votes of people between two sets of answers, and the scores that people give: the ballots, and their files.
+"""People's votes between two sets of answers, and their scores of answers: the ballots, and their files.
 
 A `Book` provides ballots and records votes, independent of any web page. Each vote is on disk before the next ballot,
 and ballots only depend on the seed and the voter's name, so a restart continues where the voter stopped, with the same
@@ -92,8 +92,8 @@ def choose_vote_file(first: Path, second: Path | None = None) -> Path:
     folder = split_model(first)[0]
     if second is None:
         return RunFolder(folder if folder.is_dir() else first.parent).people
-    other = split_model(second)[0]
-    name = second.resolve().name if other.is_dir() else second.stem
+    second_folder = split_model(second)[0]
+    name = second.resolve().name if second_folder.is_dir() else second.stem
     if folder.is_dir():
         return folder / f"votes.{name}.jsonl"
     return first.with_name(f"votes.{first.stem}.{name}.jsonl")

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 GGUF_TYPES = ("Q8_0", "F16")
-# Files that programs which load models may look for; a repository's other files belong to its owner.
+# Files that programs may look for when they load a model; a repository's other files belong to its owner.
 _OURS = re.compile(
     r"(.*\.safetensors(\.index\.json)?|(adapter_|generation_|tokenizer_)?config\.json|tokenizer\.(json|model)"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|(additional_chat_templates/)?.*\.jinja"

@@ -61,7 +61,7 @@ def check_run(run: RunFolder) -> None:
 
 
 def check_links(run: RunFolder) -> None:
-    """Refuse links out of a run folder: in one from somebody else, they may lead to private files on this machine.
+    """Refuse links that lead out of a run folder, because in a run from others they may point to private files.
 
     Args:
         run: The run. Only files to publish or export are checked; its data and checkpoints may be on another disk.

@@ -159,7 +159,7 @@ class Publication:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the adapter alone is published, which needs its base model."""
+        """Whether only the adapter is published, which needs its base model."""
         return bool(self.adapter) and not self.options.merge
 
 

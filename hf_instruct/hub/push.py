@@ -80,7 +80,7 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
     Args:
         run: A run with a tuned model, or its folder.
         repo_id: `namespace/name`; a name alone goes to the user's own namespace.
-        api: Client of the Hub; by default for the one in `HF_ENDPOINT`.
+        api: Client of the Hub; by default one for `HF_ENDPOINT`.
         options: Fields of `PushOptions`, such as `private`, `license` or `merge`.
 
     Raises:

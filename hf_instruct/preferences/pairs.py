@@ -94,8 +94,8 @@ def leave_out_tested(run: RunFolder, rows: Sequence[Row], left_out: Counter[str]
     examples = [row if isinstance(row, Example) else Example.of(vars(row)) for row in rows]
     tested = set(map(key_prompt, run.read_split("test")))
     same = {number for number, example in enumerate(examples) if key_prompt(example) in tested}
-    found = find_near_duplicates(build_dataset(examples, Example), load_split(run, "test"))
-    near = {pair.number for pair in found} - same
+    duplicates = find_near_duplicates(build_dataset(examples, Example), load_split(run, "test"))
+    near = {pair.number for pair in duplicates} - same
     left_out.update({"prompts in the test split": len(same), "near-duplicates of test prompts": len(near)})
     return [row for number, row in enumerate(rows) if number not in same | near]
 

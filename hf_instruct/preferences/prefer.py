@@ -317,7 +317,7 @@ def _build_row(example: Example, best: Candidate, worst: Candidate, prompt_forma
     }
     if example.messages or (prompt_format.name == CHAT and example.prompt is None):
         turns = build_prompt_messages(example)
-        chosen, rejected = ([{"role": "assistant", "content": one.text}] for one in (best, worst))
+        chosen, rejected = ([{"role": "assistant", "content": answer.text}] for answer in (best, worst))
         return PairRow(**values, prompt=turns, chosen=chosen, rejected=rejected)
     if example.prompt is None:
         values |= {"instruction": example.instruction, "input": example.input, "output": example.output}

@@ -70,15 +70,15 @@ def run_grpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) ->
     from hf_instruct.training.grpo import train_grpo
     from hf_instruct.training.stage import build_options, load_base, log_summary
 
-    section, own = experiment.rewards, list(run.reward_funcs)
-    origin = ", ".join(getattr(function, "origin", None) or get_callable_name(function) for function in own) or None
+    section, custom = experiment.rewards, list(run.reward_funcs)
+    origin = ", ".join(getattr(function, "origin", None) or get_callable_name(function) for function in custom) or None
     before = run.read_provenance().reward
     if before != origin and any(run.checkpoints.glob("checkpoint-*")):
         raise RunError(
             f"`{run.path}` was trained with the reward {before or 'none'}, but now it is {origin or 'none'}; use the "
             "same one (`--reward FILE.py:NAME`), or use another `--run-dir`."
         )
-    if not section.weights and not own:
+    if not section.weights and not custom:
         raise ConfigError(
             "The `rewards` section has no weight above 0; set one, such as `exact_match: 1`, or use your own "
             "function (`--reward FILE.py:NAME`)."
@@ -92,11 +92,11 @@ def run_grpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) ->
         on_main_process(lambda: check_rewarding_judge(experiment.judge, learned, run))
     model, tokenizer = load_base(run, experiment)
     options = build_options(run, experiment, model)
-    weights = [*section.weights.values(), *(1.0 for _ in own)]
+    weights = [*section.weights.values(), *(1.0 for _ in custom)]
     options["args"] = {**options["args"], "reward_weights": weights}
     logger.info("Training %s by GRPO on %d prompts", experiment.model.name, len(splits["train"]))
     ends = find_ends(model, tokenizer, options["prompt_format"].end_token_id(tokenizer))
-    functions = [*build_rewards(section.weights, ends=ends, judge=experiment.judge), *own]
+    functions = [*build_rewards(section.weights, ends=ends, judge=experiment.judge), *custom]
     if is_main_process():
         run.add_provenance(reward=origin)
     summary = train_grpo(model, tokenizer, splits, reward_funcs=functions, resume=resume, **options)

@@ -125,7 +125,7 @@ def build_policy(scripts: Sequence[str]) -> str:
 
 
 def show_controls(value: Any) -> Any:
-    r"""Return a string that every browser can show, without control characters and surrogates; other values unchanged.
+    r"""Return a string that every browser can show: controls as pictures, surrogates replaced; other values unchanged.
 
     >>> show_controls("bell\x07, half \ud800")
     'bell␇, half ?'

@@ -269,8 +269,8 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
 
 def _train(sweep: Sweep, candidate: Candidate) -> None:
     """Train a candidate and record its losses, or why it failed."""
-    shown, count = format_point(candidate.settings), sweep.trials or len(sweep.candidates)
-    logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, shown)
+    settings, count = format_point(candidate.settings), sweep.trials or len(sweep.candidates)
+    logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, settings)
     folder = sweep.folder(candidate)
     if folder.path.exists():
         # Raises if a process from an earlier attempt is still using it.
@@ -285,7 +285,7 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
             candidate.train_loss, candidate.seconds = summary.train_loss, summary.seconds
             return
         candidate.error = "its validation loss is not a number"
-    logger.warning("%s failed: %s", shown, candidate.error)
+    logger.warning("%s failed: %s", settings, candidate.error)
 
 
 def _rank_finished(sweep: Sweep) -> list[Candidate]:

@@ -61,12 +61,12 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
             try:
                 text = check_text(text, what="text")
                 yield {notice: format_notice("Working …" if pool.is_loaded(label) else f"Loading {label} …")}
-                with pool.acquire(label) as found, found.exclusively():
-                    prompt = found.encode(text.strip()) if way == _AS_QUESTION else text
+                with pool.acquire(label) as chat_model, chat_model.exclusively():
+                    prompt = chat_model.encode(text.strip()) if way == _AS_QUESTION else text
                     room = 0 if show is show_next else int(values[1])
-                    ids = encode_raw_prompt(found.model, found.tokenizer, prompt, room=room)
-                    said, *results = show(found, ids, *values)
-                yield {notice: format_notice(said), **dict(zip(outputs, results, strict=True))}
+                    ids = encode_raw_prompt(chat_model.model, chat_model.tokenizer, prompt, room=room)
+                    summary, *results = show(chat_model, ids, *values)
+                yield {notice: format_notice(summary), **dict(zip(outputs, results, strict=True))}
             except InstructError as error:
                 yield {notice: format_notice(str(error))}
 

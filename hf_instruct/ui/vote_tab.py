@@ -84,7 +84,7 @@ class VotePanel:
         self._gradio, self._pick, self._choice, self._voter = gradio, pick, list(choice), voter
         # Stored on the server, one for each browser tab, so that several people can vote.
         self._session = gradio.State(None)
-        # Stored in the browser, so that a reload does not ask again. It is only a name, so its key is not secret.
+        # Stored in the browser, so that a reload does not ask again. It is only a name, so the key need not be secret.
         self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
         self._welcome = gradio.Markdown("" if choice else _greet(pick()))
         with gradio.Row(visible=voter is None, equal_height=True):
