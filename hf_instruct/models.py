@@ -389,8 +389,9 @@ def _explain(name: str, error: Exception) -> str:
     if Path(name).is_dir():
         return f"`{name}` cannot be loaded as a causal language model with safetensors weights: {reason}"
     names = [*ALIASES, WHEEL_MODEL]
+    near = "" if name in names else did_you_mean(name.lower(), names)
     return (
-        f"The model `{name}` cannot be loaded: {reason}{did_you_mean(name.lower(), names)} Use an alias "
+        f"The model `{name}` cannot be loaded: {reason}{near} Use an alias "
         f"({quote_names(names)}), a Hub id such as `openai-community/gpt2`, or a local folder. Without a network, "
         "the model must already be in the Hugging Face cache."
     )

@@ -211,9 +211,10 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
 def default_path(experiment: Path) -> Path:
     """Return the run folder of an experiment file, or of a recipe by name.
 
-    `gpt2-medium/full` and `recipes/gpt2-medium/full.yaml` run in `runs/gpt2-medium-full`, `demo` in `runs/demo`.
+    `gpt2-medium/full` and `recipes/gpt2-medium/full.yaml` run in `runs/gpt2-medium-full`, `demo` in `runs/demo` and
+    `mine.yaml` in `runs/mine`.
     """
-    folder = (experiment.resolve() if experiment.is_file() else experiment).parent.name
+    folder = experiment.parent.name
     names = [experiment.stem] if folder in ("", "recipes") else [folder, experiment.stem]
     return Path("runs") / "-".join(names)
 
@@ -226,6 +227,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
         ModelLoadError: The model does not exist or cannot be reached, or bitsandbytes is needed but not installed.
         JudgeUnavailable: The judge is not available.
     """
+    from hf_instruct.data.sources import find_file
     from hf_instruct.models import find_model
     from hf_instruct.prompts import PromptFormat
     from hf_instruct.quantization import check_bitsandbytes
@@ -241,6 +243,8 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
             "export RUN --format merged --out FOLDER` and use that folder, or use the adapter's base model."
         )
     if "train" in stages:
+        if experiment.dpo is not None and experiment.preferences.source != "references":
+            find_file(experiment.preferences.source)
         check_trackers(experiment.training)
         if experiment.model.quantization:
             check_bitsandbytes()

@@ -35,7 +35,7 @@ def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Adv
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[note]}"),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
+        progress.TextColumn("of which left:"),
         progress.TimeRemainingColumn(),
     )
     # By default, the speed is estimated from the last 30 seconds, but a single step may take longer.

@@ -99,7 +99,7 @@ class PromptFormat:
             shown = name if len(name) <= 200 else name[:199] + "…"
             known = [*PROMPT_TEMPLATES, CHAT]
             raise ConfigError(
-                f"Unknown prompt format `{shown}`.{did_you_mean(name, known)} Allowed are {quote_names(known)}, or the "
+                f"Unknown prompt format `{shown}`.{did_you_mean(name, known)} Choose from {quote_names(known)}, or the "
                 "path of a Jinja file, UTF-8 text that uses `instruction` and `input`."
             ) from error
         return cls(name, template)

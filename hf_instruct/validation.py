@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from hf_instruct.errors import did_you_mean, quote_names
 
@@ -14,7 +15,7 @@ _LONGEST_SHOWN = 200
 def describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
     """Return the message for an unknown field, with the nearest known one."""
     allowed = sorted(allowed)
-    listed = f" Allowed are {quote_names(allowed)}." if len(allowed) <= 20 else ""
+    listed = f" Choose from {quote_names(allowed)}." if len(allowed) <= 20 else ""
     return f"`{dotted}` is unknown.{did_you_mean(dotted.rpartition('.')[2], allowed) or listed}"
 
 
@@ -36,9 +37,18 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
         else:
             seen = repr(problem["input"])
             seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
-            text = f"`{dotted}` is {seen}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            text = f"`{dotted}` is {seen}; {_word(problem)}"
         problems.append(text)
     return problems
+
+
+def _word(problem: ErrorDetails) -> str:
+    """Return the message of a problem in the words of this project's messages."""
+    if problem["type"] == "model_type":
+        return "it must be a section, with its fields below it"
+    text = describe_syntax(problem["msg"]).removeprefix("Value error, ")
+    text = text.replace("Input should be", "it must be").replace("a valid dictionary", "a mapping")
+    return text[0].lower() + text[1:]
 
 
 def _find_model(annotation: Any) -> Any:
@@ -53,8 +63,7 @@ def describe_problem(error: ValidationError, index: int = 0) -> str:
     problem = error.errors(include_url=False)[index]
     # Names in the file may be long and contain anything.
     place = " ".join(".".join(map(str, problem["loc"])).split())[:80]
-    text = describe_syntax(problem["msg"]).removeprefix("Value error, ")
-    text = text.removeprefix("Invalid JSON: ") if problem["type"] == "json_invalid" else text[0].lower() + text[1:]
+    text = _word(problem).removeprefix("invalid JSON: ")
     return f"`{place}`: {text}" if place else text
 
 

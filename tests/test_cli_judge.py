@@ -278,11 +278,11 @@ def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.Capture
         (["metrics", "runs/mine", "--out", "x"], "`--out` is for files of responses"),
         (["."], "is not a run folder (no `run.yaml` in it)."),
         (["{file}", "--rubric", "curse"], "Unknown rubric `curse`. Did you mean `course`?"),
-        (["{file}", "--concurrency", "0"], "`judge.concurrency` is 0; input should be greater than 0"),
+        (["{file}", "--concurrency", "0"], "`judge.concurrency` is 0; it must be greater than 0"),
         (["{file}", "--judge.num_ctxt", "1"], "`judge.num_ctxt` is unknown. Did you mean `num_ctx`?"),
         (["{file}", "--data.source", "x"], "`--data.source` is not a setting of `judge`"),
         (["{file}", "--out", "{file}/x"], "Use another folder with `--out DIR`."),
-        (["{file}", "--judge", "gpt"], "`judge.backend` is 'gpt'; input should be 'auto', 'ollama', 'local' or"),
+        (["{file}", "--judge", "gpt"], "`judge.backend` is 'gpt'; it must be 'auto', 'ollama', 'local' or"),
         (["{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),
         (
             ["{file}", "--judge", "ollama", "--base-url", "127.0.0.1:9"],

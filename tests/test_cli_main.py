@@ -64,15 +64,18 @@ def test_every_verb_says_more(
     if not words:
         assert all(re.search(rf"^    {verb}\b", text, re.MULTILINE) for verb in VERBS)
         return
-    assert "examples:\n  hf-instruct " in text
+    assert re.search("examples:\n(  # .*\n)?  hf-instruct ", text)
     # The commands of the examples stand on a line each, to be copied.
     assert max(len(line) for line in text.splitlines() if not line.startswith("  ")) <= 70
+    # Comments that would not fit beside them stand above.
+    assert [line for line in text.splitlines() if re.match(r"  hf-instruct \S.* {2,}\S", line) and len(line) > 70] == []
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     {
-        "trian": "invalid choice: 'trian' (choose from ",
+        "trian": "`trian` is unknown. Did you mean `train`?",
+        "judge scor runs/demo": "judge: error: `scor` is neither an action nor a file. Did you mean `score`?",
         "--nope": "hf-instruct: error: unrecognized arguments: --nope",
         "generate": "hf-instruct generate: error: the following arguments are required: run",
         "report a --nope": "hf-instruct: error: unrecognized arguments: --nope",
@@ -98,11 +101,11 @@ def test_every_verb_says_more(
         "judge pairwise a --baseline x --rubric course": "unrecognized arguments: --rubric course",
         "judge metrics a --force": "unrecognized arguments: --force",
         "export a": "hf-instruct export: error: the following arguments are required: --format",
-        "export a --format onnx": "invalid choice: 'onnx' (choose from ",
+        "export a --format onnx": "`onnx` is unknown. Choose from `merged`, `gguf`, `ollama`.",
         "export a --format merged --create x": "error: `--create` needs `--format ollama`, not `merged`",
         "export a --format ollama --base-url x": "error: `--base-url` needs `--create NAME`",
         "export a --format merged --type F16": "error: `--type` needs `--format gguf` or `ollama`",
-        "data": "hf-instruct data: error: the following arguments are required: ACTION",
+        "data": "hf-instruct data: error: the following arguments are required: {check,show,stats}",
         "data check": "hf-instruct data check: error: the following arguments are required: SOURCE",
         "data check a --map output": "argument --map: `output` is not OURS=THEIRS, as in `output=answer`",
         "data check a --map output=a,output=b": "argument --map: `output` is given twice",

@@ -49,7 +49,7 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
         ({"data": {"sauce": "x"}}, ("`data.sauce` is unknown", "`source`?")),
         (
             {"model": {"zzz": 1}},
-            ("`model.zzz` is unknown", "Allowed are `attn_implementation`, `dropout`, `dtype`, `name`"),
+            ("`model.zzz` is unknown", "Choose from `attn_implementation`, `dropout`, `dtype`, `name`"),
         ),
         ({"data": {"limit": 0}}, ("`data.limit` is 0", "greater than 0")),
         ({"data": {"split": "random"}}, ("`data.split` is 'random'", "'sequential', 'shuffled' or 'grouped'")),
@@ -202,7 +202,7 @@ def test_a_field_of_several_types_is_one_problem() -> None:
     assert problems_of(values, deep=True) == [
         "`train.lr_scheduler_kwargs` is 5; it must be a mapping or text",
         "`train.pad_to_multiple_of` is [1]; it must be a whole number or text",
-        "`lora.rank_pattern` is 'x'; input should be a valid dictionary",
+        "`lora.rank_pattern` is 'x'; it must be a mapping",
     ]
 
 

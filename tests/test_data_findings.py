@@ -321,13 +321,14 @@ def test_warnings_name_repeated_prompts_long_rows_and_special_tokens() -> None:
     counter = build_counter(4)
     warnings = [str(one) for one in find_warnings(counter.add_counts(checked), file="f.json", counter=counter)]
     assert [warning.partition(";")[0] for warning in warnings] == [
-        "`f.json` line 1 has the same instruction and input (but not output) as line 2 and line 3",
+        "`f.json` line 1 has the same instruction and input (and output) as line 2",
+        "`f.json` line 1 has the same instruction and input (but not output) as line 3",
         "`f.json` line 4 has the same instruction and input (and output) as line 5",
         "`f.json` line 3 has 5 tokens, more than `max_length` 4",
         "`f.json` line 4 contains `<end>`, a special token of `words`",
         "`f.json` line 5 contains `<end>`, a special token of `words`",
     ]
-    assert len(find_warnings(checked, file="f.json")) == 2
+    assert len(find_warnings(checked, file="f.json")) == 3
     many = rows([Example(str(n), "a", "", "x") for n in range(13)]).add_column("row", [f"row {n}" for n in range(13)])
     (warning,) = find_warnings(many, file="f")
     assert warning.what.endswith("as row 1, row 2, row 3, row 4, row 5, row 6, row 7, row 8, row 9, row 10 and 2 more")

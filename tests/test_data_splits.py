@@ -53,15 +53,15 @@ def test_fractions_mean_what_they_say_in_decimals() -> None:
     [
         (
             {"validation_fraction": 0.0, "train_fraction": 0.9},
-            ["`validation_fraction` is 0.0; input should be greater"],
+            ["`validation_fraction` is 0.0; it must be greater"],
         ),
         (
             {"train_fraction": 0, "test_fraction": 1.5},
-            ["`train_fraction` is 0; input should be greater", "`test_fraction` is 1.5; input should be less"],
+            ["`train_fraction` is 0; it must be greater", "`test_fraction` is 1.5; it must be less"],
         ),
         ({"train_fraction": 0.9, "test_fraction": 0.1}, ["fractions sum to 1 and leave nothing for validation; "]),
         ({"validation_fraction": 0.1}, ["fractions sum to 1.05; "]),
-        ({"train_fraction": float("nan")}, ["`train_fraction` is nan; input should be "]),
+        ({"train_fraction": float("nan")}, ["`train_fraction` is nan; it must be "]),
     ],
 )
 def test_bad_fractions(fractions: dict[str, float], problems: list[str]) -> None:
@@ -79,7 +79,7 @@ def test_no_split_may_be_empty(split: str) -> None:
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(DataError, match=r"`split` is 'random'; input should be 'sequential', 'shuffled' or 'grouped'"):
+    with pytest.raises(DataError, match=r"`split` is 'random'; it must be 'sequential', 'shuffled' or 'grouped'"):
         split_examples(build(100), split="random")
 
 

@@ -72,8 +72,8 @@ def test_metrics_lead_where_nothing_was_judged(run: RunFolder) -> None:
 
 def test_the_summary_leads_with_the_metrics(run: RunFolder) -> None:
     summary = format_summary(run)
-    labels = re.findall(r"^(exact match|ROUGE-L|validation loss|score of 100) ", summary, flags=re.MULTILINE)
-    assert labels == ["exact match", "ROUGE-L", "validation loss", "score of 100"]
+    labels = re.findall(r"^(exact match|ROUGE-L|validation loss|score, 0-100) ", summary, flags=re.MULTILINE)
+    assert labels == ["exact match", "ROUGE-L", "validation loss", "score, 0-100"]
     assert "Name the author.  [ROUGE-L 0.00 -> 1.00]" in summary
     assert "Use a simile. | The car is fast.  [lowest ROUGE-L, 0.25]" in summary
     assert "worst" not in summary

@@ -214,9 +214,9 @@ def test_without_categories_or_with_faults() -> None:
     assert measured.metrics["length_ratio"].to_dict() == {"mean": 0.0, "interval": [0.0, 0.0], "n": 2}
     with pytest.raises(DataError, match="There are no responses in the responses"):
         measure_responses([])
-    with pytest.raises(DataError, match="row 0: `stopped`: input should be a valid boolean"):
+    with pytest.raises(DataError, match="row 0: `stopped`: it must be a valid boolean"):
         measure_responses([{**row, "stopped": "yes"}])
-    with pytest.raises(DataError, match="row 0: `reference_tokens`: input should be a valid integer"):
+    with pytest.raises(DataError, match="row 0: `reference_tokens`: it must be a valid integer"):
         measure_responses([{**row, "reference_nll": 1, "reference_tokens": True}])
 
 

@@ -159,7 +159,7 @@ def row(**changes: Any) -> str:
         ("[1, 2]\n", "`votes.jsonl` line 1 is not a Preference row"),
         ('{"id": "1", "score": 85}\n', "use a file of preferences, written by `hf-instruct judge pairwise` or"),
         (row(score=float("nan")), "line 1 is not a Preference row"),
-        (row(score=85), "line 1 is not a Preference row (`score`: input should be less than or equal to 1)"),
+        (row(score=85), "line 1 is not a Preference row (`score`: it must be less than or equal to 1)"),
         (row(score=True), "line 1 is not a Preference row (`score`"),
         (row(first=""), "line 1 is not a Preference row (`first`"),
         (row(judge="x"), "Preference row (`judge`"),

@@ -94,7 +94,7 @@ def test_what_cannot_be_loaded(
 def test_settings_that_are_refused(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"^`{name}` is {text!r}; "):
         ChatSettings().change(**{name: text})
-    with pytest.raises(ConfigError, match=r"^`heat` is unknown\. Allowed are "):
+    with pytest.raises(ConfigError, match=r"^`heat` is unknown\. Choose from "):
         ChatSettings().change(heat="1")
 
 

@@ -51,7 +51,7 @@ def test_names_ignore_case_and_underscores() -> None:
     for preset, name, near in ((False, "topp", "top-p"), (True, "creativ", "creative")):
         with pytest.raises(ConfigError, match=f"`{name}`. Did you mean `{near}`"):
             find_strategy(name, preset=preset)
-    with pytest.raises(ConfigError, match="Allowed are `greedy`"):
+    with pytest.raises(ConfigError, match="Choose from `greedy`"):
         find_strategy("zzz")
 
 

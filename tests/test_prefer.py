@@ -315,7 +315,7 @@ def test_the_file_is_read_as_it_is_by_dpo_and_in_trls_format(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"by": "rouge"}, "`--by` is `rouge`. Did you mean `rouge_l`? Allowed are `references`, "),
+        ({"by": "rouge"}, "`--by` is `rouge`. Did you mean `rouge_l`? Choose from `references`, "),
         ({"by": "chrf", "samples": 1}, "`--samples` is 1; it takes at least 2 answers"),
         ({"by": "chrf", "min_gap": -1.0}, "`--min-gap` is -1.0; it should be 0 or more"),
         ({"by": "chrf", "min_gap": float("nan")}, "`--min-gap` is nan"),

@@ -122,7 +122,7 @@ def test_a_user_template_is_checked_like_a_file() -> None:
 
 
 def test_unknown_format_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Did you mean `alpaca`.* Allowed are `alpaca`, `alpaca-stanford`, `phi3`"):
+    with pytest.raises(ConfigError, match=r"Did you mean `alpaca`.* Choose from `alpaca`, `alpaca-stanford`, `phi3`"):
         PromptFormat.from_name("alpacca")
     for name in (tmp_path, "Answer. {{ instruction }} {{ input }} " * 30, "a\0b"):
         with pytest.raises(ConfigError, match="Unknown prompt format"):

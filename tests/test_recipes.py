@@ -102,7 +102,7 @@ def test_recipes_are_listed_and_copied(
     monkeypatch.chdir(tmp_path)
     for words, written in {"demo": "smollm2-135m-demo.yaml", "gpt2-xl/lora mine.yaml": "mine.yaml"}.items():
         assert main(["recipes", "copy", *words.split()]) == 0
-        assert capsys.readouterr().out == f"{written}\n"
+        assert capsys.readouterr().out == f"{written}\nRun it with: hf-instruct run {written}\n"
         assert load_experiment(written, deep=False) == load_experiment(find_experiment(words.split()[0]), deep=False)
     assert main(["recipes", "copy", "demo", "mine.yaml"]) == 1
     assert "`mine.yaml` already exists" in capsys.readouterr().err

@@ -13,7 +13,7 @@ WHOLE = """\
 demo: gpt2-small, full fine-tuning
 
                   untuned      tuned        tuned - untuned (95 % interval)
-score of 100      26.3 ± 21.3  68.3 ± 24.6  +35.0 (-70.0 to +100.0)
+score, 0-100      26.3 ± 21.3  68.3 ± 24.6  +35.0 (-70.0 to +100.0)
 validation loss   1.193        0.722
 finished          25 %         100 %
 judge             llama3@365c0bd (ollama), rubric course@7777777; n=4 of 4 / n=3 of 4, 1

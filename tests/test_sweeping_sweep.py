@@ -163,7 +163,7 @@ def test_problems_of_all_points_are_listed_and_nothing_is_written(file: Path, mo
     assert caught.value.summary == "2 problems in what to sweep:"
     assert caught.value.problems == [
         "`train.learning_rat` is unknown. Did you mean `learning_rate`?",
-        "`lora.r` is 'many'; input should be a valid integer",
+        "`lora.r` is 'many'; it must be a valid integer",
     ]
     with pytest.raises(ConfigError, match="Unknown prompt format `nope`"):
         plan(file, "data.prompt_format=alpaca,nope")

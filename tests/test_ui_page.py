@@ -200,7 +200,7 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
 
     ann.set_longest(0)
     ann.send("Too short?")
-    ann.page.get_by_text(re.compile("`max_new_tokens` is .*; input should be")).wait_for()
+    ann.page.get_by_text(re.compile("`max_new_tokens` is .*; it must be")).wait_for()
     assert ann.find("box textarea").input_value() == "Too short?"
     ann.set_longest(12)
     ann.send("   ")

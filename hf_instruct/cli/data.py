@@ -40,7 +40,7 @@ _SPLIT_FIELDS = ("split", "train_fraction", "test_fraction", "validation_fractio
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="{check,show,stats}", required=True)
     check = _add_action(actions, "check", "list all problems, duplicates and leaks from train to test", _check)
     check.add_argument(
         "--max-length",
@@ -187,7 +187,7 @@ def _print_preflight(preflight: "Preflight", splits: "Mapping[str, Dataset]", un
     print(f"\n{format_preflight(preflight)}")
     near = preflight.near_duplicates
     if unsplit:
-        print(f"\n{unsplit}")
+        print(wrap(f"\nA run would stop here: {unsplit}"))
     else:
         about = ["instruction + input of test and validation compared with train, without repeats"]
         if near.sampled:

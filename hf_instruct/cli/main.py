@@ -4,17 +4,19 @@ import argparse
 import functools
 import importlib
 import os
+import re
 import sys
 import textwrap
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_instruct import __version__
 from hf_instruct.cli.flags import FieldFlag, parse_overrides, split_settings, suggest_flag
 from hf_instruct.console import clean_message, clean_output, wrap
-from hf_instruct.errors import DISK_ERRORS, InstructError, disk_remedy, is_bug
+from hf_instruct.errors import DISK_ERRORS, InstructError, did_you_mean, disk_remedy, is_bug, quote_names
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
 # Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, by verb if it has several, and
@@ -105,12 +107,22 @@ def _is_termination(stop: BaseException | None) -> bool:
 
 
 class _HelpText(argparse.HelpFormatter):
-    """Wraps paragraphs to the terminal's width, except those with indented lines, which are examples."""
+    """Wraps paragraphs to the terminal's width; in those with indented lines, the examples, only comments move."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = functools.partial(textwrap.fill, width=width - len(indent), break_on_hyphens=False)
-        parts = [part if "\n " in part else fill(part) for part in text.strip().split("\n\n")]
+        parts = [
+            "\n".join(self._fit_example(line, width) for line in part.splitlines()) if "\n " in part else fill(part)
+            for part in text.strip().split("\n\n")
+        ]
         return textwrap.indent("\n\n".join(parts), indent)
+
+    def _fit_example(self, line: str, width: int) -> str:
+        """Return an example that is too wide with its comment on a line above."""
+        example = re.fullmatch(r"( +)(\S.*?) {2,}(\S.*)", line)
+        if example is None or len(line) <= width:
+            return line
+        return "\n".join(f"{example[1]}{text}" for text in (f"# {example[3]}", example[2]))
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
@@ -133,8 +145,18 @@ class _Parser(argparse.ArgumentParser):
         """Parse; a verb's first action may be left out, as in `judge RUN` for `judge score RUN`."""
         actions = self.get_default("actions")
         if actions and args is not None and (not args or args[0] not in (*actions, "-h", "--help")):
+            near = args and not Path(args[0]).exists() and did_you_mean(args[0], actions, cutoff=0.75)
+            if near:
+                self.error(f"`{args[0]}` is neither an action nor a file.{near}")
             args = [actions[0], *args]
         return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if choices is not None and value not in choices:
+            names = [str(choice) for choice in choices]
+            near = did_you_mean(str(value), names) or f" Choose from {quote_names(names)}."
+            raise argparse.ArgumentError(action, f"`{value}` is unknown.{near}")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # The refused text may be pasted from somewhere else.

@@ -1,6 +1,7 @@
 """`hf-instruct prefer`: pairs of a better and a worse answer, made of a run."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from hf_instruct.cli.flags import add_field_flags, add_trust_flag, collect_fields, natural
@@ -67,3 +68,4 @@ def _prefer(options: argparse.Namespace) -> None:
         out=options.out,
     )
     print(wrap(f"{pairs}\n{pairs.path}"))
+    print(f"Next: hf-instruct run dpo --preferences.source {shlex.quote(str(pairs.path))}")

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--to", metavar="ID", required=True, help="the repository, as in me/my-assistant")
     parser.add_argument("--merge", action="store_true", help="merge the LoRA adapter into its base model first")
-    parser.add_argument("--gguf", action="store_true", help="add GGUF files and the prompt for `ollama run hf.co/ID`")
+    text = "add GGUF files and the prompt for `ollama run hf.co/ID`; needs the package gguf"
+    parser.add_argument("--gguf", action="store_true", help=text)
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--license", metavar="L", help="license of the weights (default: unknown)")
     parser.add_argument("--data-license", metavar="L", help="license of the data, if it is not known")
@@ -50,6 +51,7 @@ def _push(options: argparse.Namespace) -> None:
     from rich.filesize import decimal
 
     from hf_instruct.errors import ConfigError
+    from hf_instruct.hub.folder import list_sizes
     from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.publication import PushOptions
     from hf_instruct.hub.push import push, write_publication
@@ -62,8 +64,11 @@ def _push(options: argparse.Namespace) -> None:
     if options.dry_run:
         options.resume_hint = "Nothing was published; run the same command again."
         out = options.out or run.path / "publish"
+        before = list_sizes(out) if out.is_dir() else {}
         sizes = write_publication(run, out, options.to, **chosen)
         _print_files(sizes)
+        for name in before.keys() - sizes.keys():
+            print(f"{'removed':>10}  {name}")
         print(f"{out}\nNothing was published; the model card is {out / 'README.md'}.")
         for name in _list_f16(sizes):
             print(f"To make a smaller file with llama.cpp: {format_quantize_command(out / name)}")
@@ -85,8 +90,8 @@ def _push(options: argparse.Namespace) -> None:
             print(f"  && {command} && hf upload {done.repo_id} {command.split()[2]}")
     if options.license is None:
         logger.info(
-            "The card says that the license of the weights is unknown; set it with `--license`, in accordance with "
-            "the base model's and the data's."
+            "The card says that the license of the weights is unknown. Set it with `--license`; the card also lists "
+            "the licenses of the base model and the data, as far as they are known."
         )
 
 

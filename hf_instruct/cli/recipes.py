@@ -1,6 +1,7 @@
 """`hf-instruct recipes`: list the experiments that come with the package, or copy one."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from hf_instruct.console import wrap
@@ -55,4 +56,4 @@ def _copy(options: argparse.Namespace) -> None:
     if target.exists():
         raise ConfigError(f"`{target}` already exists. Name another file: `hf-instruct recipes copy NAME FILE`.")
     target.write_bytes(source.read_bytes())
-    print(target)
+    print(f"{target}\nRun it with: hf-instruct run {shlex.quote(str(target))}")

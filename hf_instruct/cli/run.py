@@ -1,6 +1,7 @@
 """`hf-instruct run`: an experiment from its data to its report; `train`, `dpo` and `grpo`: its data and training."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ DESCRIPTION = {
     "dpo": "Prepare the data of an experiment and train its model on pairs of answers, one preferred (DPO).",
     "grpo": "Prepare the data of an experiment and train its model on rewards for its own answers (GRPO).",
 }
-_LAUNCH = "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"
+_LAUNCH = "accelerate launch --multi_gpu -m hf_instruct"
 EPILOG = {
     "run": """\
 examples:
@@ -33,17 +34,17 @@ those of PEFT's LoraConfig, and `generate` those of GenerationConfig; `hf-instru
     "train": f"""\
 examples:
   hf-instruct train gpt2-medium/lora
-  {_LAUNCH} recipes/sft.py recipes/gpt2-large/lora.yaml
+  {_LAUNCH} train gpt2-large/lora
 """,
     "dpo": f"""\
 examples:
   hf-instruct dpo smollm2-135m/dpo
-  {_LAUNCH} recipes/dpo.py recipes/smollm2-135m/dpo.yaml
+  {_LAUNCH} dpo smollm2-135m/dpo
 """,
     "grpo": f"""\
 examples:
   hf-instruct grpo smollm2-135m/grpo
-  {_LAUNCH} recipes/grpo.py recipes/smollm2-135m/grpo.yaml
+  {_LAUNCH} grpo smollm2-135m/grpo
 """,
 }
 
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of one of the verbs."""
     verb = parser.get_default("verb")
     parser.add_argument("experiment", nargs="?", type=Path, help="YAML file, or name of a recipe, such as `demo`")
-    parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/MODEL-EXPERIMENT)")
+    parser.add_argument("--run-dir", type=Path, help="run folder (default: named after the experiment, in `runs/`)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
     parser.set_defaults(reward=[])
@@ -92,6 +93,8 @@ def _run(options: argparse.Namespace) -> None:
     from hf_instruct.schema import MODELS
 
     print(format_summary(run))
+    print(f"\nNext: hf-instruct chat {shlex.quote(str(run.path))}")
+    print(f"      hf-instruct push {shlex.quote(str(run.path))} --to OWNER/NAME --dry-run")
     # Last, because training, answers, metrics and the report are useful without scores.
     for model in MODELS:
         if scores := run.read_scores(model):
@@ -115,11 +118,14 @@ def _run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> "RunFol
         raise ConfigError("Name a YAML file, or a recipe: `hf-instruct recipes` lists them.")
     options.run_dir = options.run_dir or default_path(options.experiment)
     options.resume_hint = f"Continue with: {_format_resume_command(options)}"
-    experiment = load_experiment(find_experiment(options.experiment), options.overrides)
+    file = find_experiment(options.experiment)
+    if not file.read_bytes().strip():
+        raise ConfigError(f"`{file}` is empty; `hf-instruct recipes copy demo FILE` writes one to start from.")
+    experiment = load_experiment(file, options.overrides)
     if options.verb in ("dpo", "grpo") and getattr(experiment, options.verb) is None:
         raise ConfigError(
-            f"`{options.experiment}` has no `{options.verb}` section. Add `{options.verb}: {{}}` to it, or use "
-            "`hf-instruct train`, which trains any experiment."
+            f"`{options.experiment}` has no `{options.verb}` section, so it fine-tunes (`hf-instruct train`). Use the "
+            f"recipe `smollm2-135m/{options.verb}`, or a copy of it with your own settings."
         )
     rewards = {}
     if options.reward:
@@ -132,7 +138,6 @@ def _run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> "RunFol
 def _format_resume_command(options: argparse.Namespace) -> str:
     """Return the command to continue, with the same settings, because others would be another experiment."""
     import json
-    import shlex
 
     from hf_instruct.config import parse_setting
 

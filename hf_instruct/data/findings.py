@@ -50,10 +50,12 @@ def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | Non
     outputs = hash_texts(examples, "output")
     for indices in find_repeats(examples):
         first, *others = indices
-        equal = "and output" if len(set(outputs[indices])) == 1 else "but not output"
-        what = f"has the same instruction and input ({equal}) as {_enumerate([rows[index] for index in others])}"
         remedy = "keep one, or use the split `grouped`, which keeps them together"
-        warnings.append(Problem(file, rows[first], None, what, remedy))
+        for words, is_equal in (("and output", True), ("but not output", False)):
+            repeats = [rows[index] for index in others if (outputs[index] == outputs[first]) == is_equal]
+            if repeats:
+                what = f"has the same instruction and input ({words}) as {_enumerate(repeats)}"
+                warnings.append(Problem(file, rows[first], None, what, remedy))
     if counter is None:
         return warnings
     counts = zip(rows, examples["num_tokens"][:], examples["special_tokens"][:], strict=True)

@@ -220,7 +220,7 @@ def check_source(
         file = str(source)
         location = HUB_ALIASES.get(file, file)
         options["drop_without_output"] = location in _KNOWN_GAPS
-        path = None if file in NAMED_SOURCES else _find_file(file)
+        path = None if file in NAMED_SOURCES else find_file(file)
         on_hub = path is None and file not in (COURSE, EVERYDAY)
     else:
         file, path, on_hub = "dataset" if isinstance(source, Dataset) else "data", None, False
@@ -290,7 +290,7 @@ def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:
         raise DataError(f"`limit` is {limit}; it must be at least 1. Leave it out to use all examples.")
 
 
-def _find_file(source: str) -> Path | None:
+def find_file(source: str) -> Path | None:
     """Return the file or saved dataset of a source, or None if it looks like the id of a dataset on the Hub.
 
     Raises:

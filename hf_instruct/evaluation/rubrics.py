@@ -216,7 +216,7 @@ def load_rubric(name: str) -> Rubric:
     if not path.is_file():
         problem = f"`{name}` does not exist" if path.suffix in (".yaml", ".yml") else f"Unknown rubric `{name}`"
         raise ConfigError(
-            f"{problem}.{did_you_mean(name, list_rubrics(), cutoff=0.5)} Allowed are {quote_names(list_rubrics())}, or "
+            f"{problem}.{did_you_mean(name, list_rubrics(), cutoff=0.5)} Choose from {quote_names(list_rubrics())}, or "
             "the path of a YAML file with at least `prompt`."
         )
     try:

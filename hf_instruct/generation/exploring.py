@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_instruct.console import pluralize
 from hf_instruct.errors import ConfigError, is_bug
 from hf_instruct.generation.decoding import decode_tokens, find_ends, generate_completions, generating, until_end
 from hf_instruct.generation.strategies import build_generation_settings, find_strategy
@@ -83,7 +84,8 @@ class NextTokens:
             drawn = f"top-k and then top-p leave {self.num_drawn:,} of {self.vocabulary:,} tokens to sample from"
         parts = [f"top-k {top_k:,}{alone} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
         if top_p < 1:
-            parts.append(f"top-p {top_p:g}{alone} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
+            tokens = pluralize(self.num_top_p, "token")
+            parts.append(f"top-p {top_p:g}{alone} keeps {tokens} with {self.share_top_p:.1%}")
         return f"At temperature {temperature:g}, {'; '.join([*parts, drawn])}."
 
 

@@ -68,7 +68,7 @@ def find_strategy(name: str, *, preset: bool = False) -> Strategy:
     if normalized not in allowed:
         near = did_you_mean(normalized, allowed, cutoff=0.5)
         raise ConfigError(
-            f"Unknown {'preset' if preset else 'strategy'} `{name}`.{near} Allowed are {quote_names(allowed)}."
+            f"Unknown {'preset' if preset else 'strategy'} `{name}`.{near} Choose from {quote_names(allowed)}."
         )
     return allowed[normalized]
 

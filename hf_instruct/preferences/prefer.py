@@ -155,7 +155,7 @@ def build_preferences(
 def _check_arguments(by: str, samples: int, min_gap: float | None) -> None:
     if by not in _WAYS and not Path(by).is_file():
         raise ConfigError(
-            f"`--by` is `{by}`.{did_you_mean(by, _WAYS)} Allowed are {quote_names(_WAYS)}, or a file of votes or of a "
+            f"`--by` is `{by}`.{did_you_mean(by, _WAYS)} Choose from {quote_names(_WAYS)}, or a file of votes or of a "
             "judge's preferences."
         )
     if samples < 2:

@@ -68,7 +68,7 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
             else ""
             for difference in map(results.differences.get, reversed(compared))
         ]
-        scores.append(["score of 100", *(format_mean(side.scores) for side in sides), *differences])
+        scores.append(["score, 0-100", *(format_mean(side.scores) for side in sides), *differences])
     # A gain by DPO or GRPO has to be read together with the length.
     shown = _SHOWN_METRICS if results.experiment.method == "SFT" else (*_SHOWN_METRICS, "length_ratio")
     metrics = [
