@@ -88,7 +88,12 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     [
         ("a.json", b"", "There are no responses in"),
         ("a.json", b"[", "is not JSON (expecting value); the file seems to be truncated: copy or download it again"),
-        ("a.json", b'{"a": 1}', "row 0: `output`: field required"),
+        ("a.json", b'{"response": "a"}', "row 0: `output`: field required"),
+        (
+            "a.json",
+            b'[{"a": 1}, {"a": 1}]',
+            "a.json` has a `response` or `model_response`; `hf-instruct generate` answers",
+        ),
         ("a.json", b'["\xff"]', "is not UTF-8 (byte 0xff at position 2 of the file); save the file as UTF-8"),
         ("a.json", b"[]", "There are no responses in"),
         ("a.jsonl", b"{\n" + json.dumps(ROW).encode(), "line 1 is not JSON"),

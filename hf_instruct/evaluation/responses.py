@@ -18,6 +18,7 @@ from hf_instruct.validation import describe_problem
 
 _MAX_FAULTS = 20
 _SHOWN_CHARACTERS = 60
+_ANSWERS = {"response", "model_response"}
 
 
 class _Row(Response):
@@ -105,6 +106,10 @@ def build_responses(rows: Any, *, where: str = "the responses") -> list[Response
 
 def _build_responses(rows: Mapping[str, Any], problems: list[str], *, where: str) -> list[Response]:
     """Return the responses in rows, which are keyed by their position in the source, or raise with all problems."""
+    if rows and not any(isinstance(row, Response) or _ANSWERS & set(row) for row in rows.values()):
+        raise DataError(
+            f"No row in {where} has a `response` or `model_response`; `hf-instruct generate` answers examples."
+        )
     taken: dict[str, str] = {}
     copies: Counter[str] = Counter()
     responses: list[Response] = []
