@@ -256,9 +256,9 @@ def parse_body(body: str | bytes, form: type[Form]) -> Form:
         return form.model_validate_json(body)
     except pydantic.ValidationError as problems:
         where = ".".join(str(part) for part in problems.errors(include_url=False)[0]["loc"])
-        shown = one_line(body.decode("utf-8", "replace") if isinstance(body, bytes) else body) or "nothing"
+        excerpt = one_line(body.decode("utf-8", "replace") if isinstance(body, bytes) else body) or "nothing"
         problem = f"lacks a valid `{where}`" if where else "is not a complete JSON object"
-        raise ServerError(f"the answer {problem}: {shown}") from problems
+        raise ServerError(f"the answer {problem}: {excerpt}") from problems
 
 
 def _find_message(error: Any) -> str:

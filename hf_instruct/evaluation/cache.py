@@ -116,19 +116,19 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
         logger.warning(message, earlier.probes, result.probes)
         return earlier
     path = _self_check_path(judge, rubric)
-    kept = CheckOutcome(**result.to_dict())
+    outcome = CheckOutcome(**result.to_dict())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        who = {"judge": judge.to_dict(), "rubric": {"name": rubric.name, "sha256": rubric.sha256}}
-        write_json(path, {**kept.to_dict(), **who})
+        inputs = {"judge": judge.to_dict(), "rubric": {"name": rubric.name, "sha256": rubric.sha256}}
+        write_json(path, {**outcome.to_dict(), **inputs})
     except OSError as error:
         logger.warning("`%s` cannot be written (%s); later scores will not show this check.", path, error)
-    return kept
+    return outcome
 
 
 def _self_check_path(judge: JudgeIdentity, rubric: Rubric) -> Path:
     # Repeats change the seed, which makes no difference to a self-check.
     options = {name: value for name, value in judge.options.items() if name != "seed"}
-    who = {"judge": {**judge.to_dict(), "options": options}, "rubric": rubric.sha256, "rules": _RULES}
-    text = json.dumps(who, sort_keys=True)
+    inputs = {"judge": {**judge.to_dict(), "options": options}, "rubric": rubric.sha256, "rules": _RULES}
+    text = json.dumps(inputs, sort_keys=True)
     return cache_folder() / "self_checks" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

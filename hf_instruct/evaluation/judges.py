@@ -231,8 +231,8 @@ class ServerJudge(Judge):
         """
         only_thought = bool(thinking and thinking.strip()) and not text.strip()
         if is_cut:
-            what = "the judge was still thinking when its reply was cut off" if only_thought else "the reply was cut"
-            return f"{what} at {self._settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
+            problem = "the judge was still thinking when its reply was cut off" if only_thought else "the reply was cut"
+            return f"{problem} at {self._settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
         if only_thought:
             think = json.dumps(self._settings.think)
             hint = f"`judge.think` is {think}; some models only accept `low`, `medium` or `high`"

@@ -187,7 +187,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
         rows = recover_rows(path, self.row_type)
         newest = {row.id: row for row in rows if row.id in self._tasks and self.belongs(row)}
         same = [row for row in newest.values() if row.prompt_sha256 == self._tasks[row.id].sha256]
-        fitting = {row.id: again for row in same if (again := self.reuse(row))}
+        fitting = {row.id: reused for row in same if (reused := self.reuse(row))}
         reusable = {} if self._options.force else fitting
         if not self.keeps_others and len(reusable) < len({row.id for row in rows}):
             aside = self.archive(path, rows)

@@ -78,14 +78,14 @@ def parse_ollama_host(text: str) -> str:
 
     Source: https://github.com/ollama/ollama, `envconfig/config.go`, `Host` and `ConnectableHost`.
     """
-    scheme, given, rest = text.strip().strip("\"'").strip().rpartition("://")
+    scheme, separator, rest = text.strip().strip("\"'").strip().rpartition("://")
     authority, slash, path = rest.partition("/")
     user, at, host = authority.rpartition("@")
     with contextlib.suppress(ValueError):
         host = f"[{ipaddress.IPv6Address(host)}]"
     # A colon in brackets is part of the address.
     name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
-    port = port or ({"http": "80", "https": "443"}.get(scheme, "") if given else "11434")
+    port = port or ({"http": "80", "https": "443"}.get(scheme, "") if separator else "11434")
     # A server may listen on all addresses of its machine, but a client connects to one.
     name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)
     return f"{scheme or 'http'}://{user}{at}{name}:{port}{slash}{path}".rstrip("/")
@@ -274,10 +274,10 @@ class OllamaJudge(ServerJudge):
                 raise ServerError(f"cannot check that the model is still the same: {error}") from error
             before, now = (self._digest, self._version), (models.get(_normalize(self._model)), answer.version)
             if before != now:
-                shown = [f"{(digest or 'none')[:12]} on Ollama {version}" for digest, version in (before, now)]
+                labels = [f"{(digest or 'none')[:12]} on Ollama {version}" for digest, version in (before, now)]
                 raise JudgeError(
-                    f"The model `{self._model}` at {self.url} changed during judging (digest {shown[0]}; now "
-                    f"{shown[1]}), so the scores would be from two different judges. Judge again to start over with "
+                    f"The model `{self._model}` at {self.url} changed during judging (digest {labels[0]}; now "
+                    f"{labels[1]}), so the scores would be from two different judges. Judge again to start over with "
                     "the new one."
                 )
             self._confirmed = latest

@@ -92,7 +92,7 @@ class OpenAIJudge(ServerJudge):
         """Check that the server answers, choose the model, and test whether it supports a JSON schema.
 
         Raises:
-            JudgeUnavailable: The server does not answer or does not have the model, or several and none was set.
+            JudgeUnavailable: The server does not answer, does not have the model, or has several and none is chosen.
         """
         try:
             # No retries, so that a mistyped address is reported immediately.

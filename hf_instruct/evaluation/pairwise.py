@@ -175,12 +175,12 @@ class _Comparing(JudgingPass[Preference]):
     def archive(self, path: Path, rows: Sequence[Preference]) -> Path:
         """Move a file and its summary to `earlier/`, and return its new path."""
         name = f"{path.stem}.{to_file_name(f'{rows[0].judge.model}-{_hash(path.read_bytes())[:12]}')}.jsonl"
-        kept = path.parent / "earlier" / name
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for old, new in ((path, kept), (path.with_suffix(".json"), kept.with_suffix(".json"))):
+        target = path.parent / "earlier" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for old, new in ((path, target), (path.with_suffix(".json"), target.with_suffix(".json"))):
             with contextlib.suppress(FileNotFoundError):
                 old.replace(new)
-        return kept
+        return target
 
 
 def choose_pair_file(source: Path, baseline: Path, out: Path | None) -> Path:

@@ -102,7 +102,7 @@ def build_probes(
         kinds: Kinds of probes to build; default: all.
 
     Raises:
-        DataError: An example has the same output as all others, so no answer to it is known to be wrong.
+        DataError: No output in `pool` differs from that of an example, so no answer to it is known to be wrong.
     """
     probes = []
     for example, wrong in zip(examples, _choose_wrong_answers(examples, pool or examples), strict=True):

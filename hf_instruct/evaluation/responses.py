@@ -83,8 +83,8 @@ def load_responses(path: Path) -> list[Response]:
     last = "line " + str(path.read_bytes().count(b"\n") + 1) if path.suffix == ".jsonl" else ""
     problems = [str(item) for item in all_problems if item.row != last or not item.what.startswith("is not JSON")]
     # A run's file contains the responses of all its models.
-    others = [name for name in MODELS if name != model]
-    chosen = {row.where: row.fields for row in rows if row.fields.get("model") not in others}
+    other_models = [name for name in MODELS if name != model]
+    chosen = {row.where: row.fields for row in rows if row.fields.get("model") not in other_models}
     return _build_responses(chosen, problems, where=f"`{path}`")
 
 
@@ -189,10 +189,10 @@ def join_responses(first: Sequence[Response], second: Sequence[Response], names:
             "answers to the same examples."
         )
     faults = [
-        f"`{one.id}` asks {one.instruction[:_SHOWN_CHARACTERS]!r} in `{names[0]}` and "
-        f"{two.instruction[:_SHOWN_CHARACTERS]!r} in `{names[1]}`"
-        for one, two in joined
-        if _task(one) != _task(two)
+        f"`{left.id}` asks {left.instruction[:_SHOWN_CHARACTERS]!r} in `{names[0]}` and "
+        f"{right.instruction[:_SHOWN_CHARACTERS]!r} in `{names[1]}`"
+        for left, right in joined
+        if _task(left) != _task(right)
     ]
     if faults:
         raise DataError(
@@ -201,8 +201,8 @@ def join_responses(first: Sequence[Response], second: Sequence[Response], names:
             faults[:_MAX_FAULTS],
         )
     pairs = [
-        Pair(one.model_copy(update={"category": one.category or two.category}), one.response, two.response)
-        for one, two in joined
+        Pair(left.model_copy(update={"category": left.category or right.category}), left.response, right.response)
+        for left, right in joined
     ]
     alone = Unpaired(first=len(first) - len(pairs), second=len(second) - len(pairs))
     return JoinedPairs(pairs, names, by, alone)

@@ -137,8 +137,8 @@ async def judge_with(
     scores = build_scores(
         repeats[0], rubric=rubric, judge=identities[0], categories=categories, tasks=tasks, equal=equal
     )
-    again = build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None
-    scores = scores.model_copy(update={"repeats": again, "self_check": find_self_check(identities[0], rubric)})
+    repeat_summary = build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None
+    scores = scores.model_copy(update={"repeats": repeat_summary, "self_check": find_self_check(identities[0], rubric)})
     if files and not left_out:
         files.write_scores(responses[0].model, scores)
     if scores.constant:
@@ -218,5 +218,5 @@ class _Scoring(JudgingPass[Judgment]):
         """Return a judgment if this pass would produce the same, otherwise None."""
         if row.score is None:
             return row
-        again = self.reread(row.replies, self._tasks[row.id].judged, Verdict(row.score))
-        return row if again and again.score == row.score else None
+        verdict = self.reread(row.replies, self._tasks[row.id].judged, Verdict(row.score))
+        return row if verdict and verdict.score == row.score else None

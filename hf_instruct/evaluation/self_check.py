@@ -156,8 +156,8 @@ async def _check(
     titled = dataclasses.replace(options, title="Checking the judge")
     judged = await judge_with(judge, probes, once, files=files, options=titled)
     scores = judged.scores
-    who = {name: getattr(scores, name) for name in ("judge", "rubric", "prompts_sha256", "cached", "seconds")}
-    result = check_judgments(judged.judgments).model_copy(update=who)
+    details = {name: getattr(scores, name) for name in ("judge", "rubric", "prompts_sha256", "cached", "seconds")}
+    result = check_judgments(judged.judgments).model_copy(update=details)
     counts = keep_self_check(result.judge, rubric, result)
     if out:
         write_json(out / "self_check.json", result)

@@ -62,10 +62,10 @@ def read_sets(run: RunFolder) -> dict[str, list[Response]]:
 
 def measure_sets(sets: Mapping[str, list[Response]], folder: RunFolder) -> dict[str, Metrics]:
     """Return the reference metrics of several models' responses, and write them into a folder."""
-    measured = {model: measure_responses(rows) for model, rows in sets.items()}
-    for model, metrics in measured.items():
+    metrics_by_model = {model: measure_responses(rows) for model, rows in sets.items()}
+    for model, metrics in metrics_by_model.items():
         folder.write_metrics(model, metrics)
-    return measured
+    return metrics_by_model
 
 
 def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, A
     variable = "OPENAI_BASE_URL" if settings["backend"] == "openai" else "OLLAMA_HOST"
     url = parse_ollama_host(stored.base_url)
     if not is_loopback(url) and url != parse_ollama_host(os.environ.get(variable, "")):
-        shown = shlex.quote(redact(stored.base_url))
+        address = shlex.quote(redact(stored.base_url))
         raise ConfigError(
             f"`{run.config}` uses a judge on another machine, which would receive your API key, and the run folder "
-            f"may come from somebody else. If you trust that server, add `--judge.base_url {shown}`, or set "
+            f"may come from somebody else. If you trust that server, add `--judge.base_url {address}`, or set "
             f"{variable} to it."
         )
     return settings

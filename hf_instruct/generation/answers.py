@@ -134,9 +134,9 @@ def answer_examples(
                 raise
             if batch_size or len(batch) == 1:
                 size_setting = f"`generate.batch_size` ({batch_size}) or leave it out"
-                what = size_setting if batch_size else "`generate.max_new_tokens`"
+                setting = size_setting if batch_size else "`generate.max_new_tokens`"
                 raise ConfigError(
-                    f"The machine ran out of memory with a batch of {len(batch)}. Lower {what}, or set "
+                    f"The machine ran out of memory with a batch of {len(batch)}. Lower {setting}, or set "
                     "`generate.dtype: bfloat16`."
                 ) from error
             size = len(batch) // 2

@@ -256,7 +256,7 @@ def explore_beams(
         return scores
 
     with generating(model), torch.inference_mode():
-        found: Any = model.generate(  # type: ignore[operator]  # seen as a buffer
+        sequences: Any = model.generate(  # type: ignore[operator]  # seen as a buffer
             torch.tensor([list(ids)], device=model.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
             num_beams=num_beams,
@@ -267,7 +267,7 @@ def explore_beams(
             pad_token_id=tokenizer.pad_token_id or 0,
             eos_token_id=sorted(ends) or None,
         )
-    rows = [tuple(until_end(row, ends)) for row in found[:, len(ids) :].tolist()]
+    rows = [tuple(until_end(row, ends)) for row in sequences[:, len(ids) :].tolist()]
     ranks = ["best", *(f"number {rank}" for rank in range(2, num_beams + 1))]
     nodes = _build_nodes(model, tokenizer, ids, followed, dict(zip(rows, ranks, strict=True)))
     end_id = min(ends, default=-1)

@@ -57,27 +57,27 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
 
 def _copy_untuned(run: RunFolder, examples: list[Example], experiment: Experiment) -> None:
     """Copy the untuned model's answers from the run that fine-tuned the start model of DPO or GRPO."""
-    before = RunFolder(Path(run.find_base(experiment.model.name)).parent)
+    start_run = RunFolder(Path(run.find_base(experiment.model.name)).parent)
     existing = {row.id for row in recover_rows(run.responses, Response) if row.model == UNTUNED}
-    if experiment.start == UNTUNED or existing or not before.config.is_file():
+    if experiment.start == UNTUNED or existing or not start_run.config.is_file():
         return
     # The other settings are about the number and the speed of the answers, or about another model's server.
     names = {"limit", "concurrency", "batch_size", "base", "endpoint", "model"}
-    sections = [plain_values(settings)["generate"] for settings in (experiment, before.load_experiment())]
+    sections = [plain_values(settings)["generate"] for settings in (experiment, start_run.load_experiment())]
     ours, theirs = (
         {"generate": {name: value for name, value in section.items() if name not in names}} for section in sections
     )
-    answers = {(row.id, row.input, row.output): row for row in before.read_responses(UNTUNED)}
+    answers = {(row.id, row.input, row.output): row for row in start_run.read_responses(UNTUNED)}
     rows = [row for example in examples if (row := answers.get((example.id, example.input, example.output)))]
     if differing := differing_settings(ours, theirs):
         reason = f"{quote_names(differing)} is set otherwise here"
     elif len(rows) < len(examples):
         reason = f"it has answered {len(rows)} of these {len(examples)} examples"
     else:
-        logger.info("Answering, untuned: copied all %d answers from %s", len(rows), before.path)
+        logger.info("Answering, untuned: copied all %d answers from %s", len(rows), start_run.path)
         append_rows(run.responses, rows)
         return
-    logger.info("The report leaves out the untuned model, whose answers are in %s: %s.", before.path, reason)
+    logger.info("The report leaves out the untuned model, whose answers are in %s: %s.", start_run.path, reason)
 
 
 def _answer_with(

@@ -72,8 +72,8 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     Raises:
         ConfigError: TRL refuses the values, or one of them is not supported in a run.
     """
-    given = values if isinstance(values, Mapping) else _list_changed(values)
-    if problems := find_refused_training(given, section=SECTIONS[kind]):
+    fields = values if isinstance(values, Mapping) else _list_changed(values)
+    if problems := find_refused_training(fields, section=SECTIONS[kind]):
         raise ConfigError(f"These settings of `{kind}` cannot be used in a run:", problems)
     arguments = _build_with_defaults(values, kind) if isinstance(values, Mapping) else copy.copy(values)
     arguments.output_dir = str(output_dir)

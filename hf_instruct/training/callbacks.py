@@ -143,8 +143,8 @@ class RunLog(TrainerCallback):
         rate = (state.num_input_tokens_seen - self._last_tokens) / max(now - self._last_time, 1e-9)
         self._last_tokens, self._last_time = state.num_input_tokens_seen, now
         rewards, learning_rate = _read_rewards(logs), logs.get("learning_rate")
-        shown = f"reward {rewards['reward']:.3f}" if "reward" in rewards else f"loss {logs['loss']:.3f}"
-        self._note = f"{shown}, {rate:,.0f} tokens/s"
+        summary = f"reward {rewards['reward']:.3f}" if "reward" in rewards else f"loss {logs['loss']:.3f}"
+        self._note = f"{summary}, {rate:,.0f} tokens/s"
         values = {"learning_rate": learning_rate, "tokens_per_second": round(rate, 1), **rewards}
         self._write(state, "train", loss=logs["loss"], **values)
 

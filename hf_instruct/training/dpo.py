@@ -224,9 +224,9 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
             if self.is_world_process_zero():
                 dataset.save_to_disk(folder)
             self.accelerator.wait_for_everyone()
-            done = super()._precompute_ref_logps(load_from_disk(folder), name, batch_size)
+            computed = super()._precompute_ref_logps(load_from_disk(folder), name, batch_size)
             for column in ("ref_chosen_logps", "ref_rejected_logps"):
-                dataset = dataset.add_column(column, done[column][:])
+                dataset = dataset.add_column(column, computed[column][:])
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 shutil.rmtree(folder)
@@ -272,8 +272,8 @@ class InstructDPOTrainer(RunTrainer, DPOTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 margins.append(self.accelerator.gather_for_metrics(self._compute_margins(self.model_wrapped, inputs)))
         all_margins = torch.cat(margins).float()
-        measured = {"loss": -functional.logsigmoid(all_margins), **_measure(all_margins)}
-        metrics = {f"{metric_key_prefix}_{name}": values.mean().item() for name, values in measured.items()}
+        results = {"loss": -functional.logsigmoid(all_margins), **_measure(all_margins)}
+        metrics = {f"{metric_key_prefix}_{name}": values.mean().item() for name, values in results.items()}
         return self._report(metrics)
 
     def _compute_margins(self, model: Any, inputs: "Mapping[str, Any]") -> torch.Tensor:

@@ -108,14 +108,14 @@ def train_grpo(  # noqa: PLR0913 - as `train`
             context_length(model),
             setting="grpo.max_completion_length",
         )
-        given = {
+        keywords = {
             "reward_funcs": reward_funcs,
             "train_dataset": rows["train"],
             "eval_dataset": rows["validation"],
             "end_id": prompt_format.end_token_id(tokenizer),
         }
         columns = ("id", "prompt_ids", "output")
-        return given, (repr([row[column] for column in columns]) for split in rows.values() for row in split)
+        return keywords, (repr([row[column] for column in columns]) for split in rows.values() for row in split)
 
     return run_training(
         InstructGRPOTrainer,

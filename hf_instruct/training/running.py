@@ -109,14 +109,14 @@ def run_training(  # noqa: PLR0913 - as `train`
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None
         if is_quantized(model):
             prepare_training(model)
-        given, texts = prepare(prompt_format, arguments)
-        shown = [] if samples is None else list(itertools.islice(iterate_examples(samples), _SAMPLE_ROWS))
-        sampler = build_sampler(model, tokenizer, shown, prompt_format) if shown else None
+        keywords, texts = prepare(prompt_format, arguments)
+        sample_examples = [] if samples is None else list(itertools.islice(iterate_examples(samples), _SAMPLE_ROWS))
+        sampler = build_sampler(model, tokenizer, sample_examples, prompt_format) if sample_examples else None
         log = RunLog(run.training_log, arguments, args, sampler)
-        given |= {"model": model, "args": arguments, "processing_class": tokenizer, "peft_config": adapter}
+        keywords |= {"model": model, "args": arguments, "processing_class": tokenizer, "peft_config": adapter}
         # Problems with the model, such as a layer that cannot be adapted, are only found here.
         with translated_refusals(f"The `{section}` or the `lora` section is refused by TRL or PEFT:"):
-            trainer = build(callbacks=[log, *callbacks], **given)
+            trainer = build(callbacks=[log, *callbacks], **keywords)
         # Not tested with GRPO, which clips gradients by default.
         if kind != "GRPOConfig":
             trainer.optimizer_cls_and_kwargs = build_optimizer(arguments)

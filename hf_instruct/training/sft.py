@@ -98,13 +98,13 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         _check_ids([rows, held_out], model)
         # Evenly spaced, so that the probe represents the whole split, however the file is sorted.
         spacing = max(len(rows) // _PROBE_ROWS, 1)
-        given = {
+        keywords = {
             "train_dataset": _pack(rows, arguments),
             "eval_dataset": held_out,
             "probe_dataset": rows.select(range(0, len(rows), spacing)[:_PROBE_ROWS]),
             "compute_metrics": compute_metrics,
         }
-        return given, (format_row(row) for name in ("train", "validation") for row in iterate_examples(splits[name]))
+        return keywords, (format_row(row) for name in ("train", "validation") for row in iterate_examples(splits[name]))
 
     return run_training(
         InstructTrainer,
@@ -167,14 +167,14 @@ def tokenize_examples(
     rows = map_rows(examples, tokenize, features=Features(types), note="Tokenizing", num_proc=num_proc, file=file)
     sizes = rows["unlabelled"][:]
     if unlabelled := [index for index, pair in enumerate(sizes) if pair]:
-        shown = [
+        details = [
             "example `{}`: {} prompt and {} completion tokens".format(examples[index]["id"], *sizes[index])
             for index in unlabelled
         ]
         raise DataError(
             f"{len(unlabelled)} of {len(examples)} examples have no label within `train.max_length` {max_length}, "
             "so nothing can be learned from them. Raise `train.max_length`, or shorten or drop these rows:",
-            list_first(shown),
+            list_first(details),
         )
     return rows.remove_columns("unlabelled")
 

@@ -60,10 +60,10 @@ def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel,
     )
     if is_main_process():
         # Recorded, because from another working directory a relative path looks like a Hub id.
-        is_local, before = is_local_model(name), RunFolder(Path(name).parent)
+        is_local, start_run = is_local_model(name), RunFolder(Path(name).parent)
         run.add_provenance(base_model_is_local=is_local)
-        if experiment.start == SFT and is_local and before.config.is_file():
-            run.add_provenance(start=before.load_experiment().method)
+        if experiment.start == SFT and is_local and start_run.config.is_file():
+            run.add_provenance(start=start_run.load_experiment().method)
     return model, tokenizer
 
 

@@ -139,8 +139,8 @@ def _build_block(group: Sequence[Segment], *, padding: int) -> _Block:
     for row, segment in enumerate(group):
         queries[row, : segment.num_queries] = torch.arange(segment.first, segment.end)
         keys[row, : segment.num_keys] = torch.tensor([*segment.prefix, *range(segment.start, segment.end)])
-    before = torch.tensor([segment.num_keys - segment.num_queries for segment in group])
-    last_seen = before[:, None] + torch.arange(num_queries)  # [segments, queries]
+    offsets = torch.tensor([segment.num_keys - segment.num_queries for segment in group])
+    last_seen = offsets[:, None] + torch.arange(num_queries)  # [segments, queries]
     return _Block(queries, keys, torch.arange(num_keys) > last_seen[:, :, None])
 
 
@@ -175,9 +175,9 @@ class _SegmentAttention(torch.autograd.Function):
         for_queries: list[Tensor] = []
         # In fp32, because they are summed over many segments for the keys of a prefix.
         for_key, for_value = torch.zeros(key.shape), torch.zeros(value.shape)
-        for block, kept, noise in zip(ctx.segments.blocks, saved[::2], saved[1::2], strict=True):
+        for block, saved_weights, noise in zip(ctx.segments.blocks, saved[::2], saved[1::2], strict=True):
             queries, keys, values = _gather(query, key, value, block)
-            weights = _weigh(queries, keys, block, ctx.scale) if kept is None else kept
+            weights = _weigh(queries, keys, block, ctx.scale) if saved_weights is None else saved_weights
             for_products = _by_segment(gradients[0], len(key), block.queries)
             for_values = torch.bmm((weights if noise is None else weights * noise).transpose(1, 2), for_products)
             for_weights = _multiply_in_fp32(for_products, values.transpose(1, 2))
@@ -232,7 +232,7 @@ def _collect(parts: Sequence[Tensor], segments: Segments) -> Tensor:
 def _multiply_in_fp32(left: Tensor, right: Tensor) -> Tensor:
     """Return the batched matrix product of two tensors in fp32, without rounding either."""
     settings: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  (its types do not name it)
-    before = settings.fp32_precision
+    previous = settings.fp32_precision
     if left.dtype == torch.bfloat16:
         # The values are still bf16 numbers, so multiplying them as bf16 gives the same result several times faster.
         settings.fp32_precision = "bf16"
@@ -240,7 +240,7 @@ def _multiply_in_fp32(left: Tensor, right: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return torch.bmm(left.float(), right.float())
     finally:
-        settings.fp32_precision = before
+        settings.fp32_precision = previous
 
 
 def _attend(
