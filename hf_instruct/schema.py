@@ -552,7 +552,7 @@ class Provenance(Record):
     data_sha256: str | None = None  # of the splits that the run was prepared with
     local_sources: list[str] = []  # of data and preferences: those that were local when the data was prepared
     base_model_is_local: bool | None = None  # whether the base model was a local folder when training began
-    start: str | None = None  # how the model that DPO or GRPO began with was trained, where its run said: `DPO` or so
+    start: str | None = None  # how the start model of DPO or GRPO was trained, such as `DPO`; None if unknown
     reward: str | None = None  # the user's own reward function, as its file and name with a hash
     wandb_run: str | None = None  # the id that wandb gave the run's training
     created_at: str = ""  # UTC
@@ -562,9 +562,9 @@ class Provenance(Record):
     versions: dict[str, str] = {}  # of the libraries
 
     def label(self, model: str) -> str:
-        """Return what one of `MODELS` is called where it is shown; in files and paths its name stays.
+        """Return the label of one of `MODELS` for readers; files and paths use its name.
 
-        >>> [Provenance(start="DPO").label(model) for model in MODELS]
-        ['untuned', 'DPO', 'tuned']
+        >>> Provenance(start="DPO").label("SFT")
+        'DPO'
         """
         return self.start or model if model == SFT else model
