@@ -119,7 +119,9 @@ def test_check_names_lines_of_the_file(command: Command, small_file: Path) -> No
     assert lines[1] == "  - line 1 has the same instruction and input (but not output) as line 3"
     assert lines[3] == f"{small_file}: 3 examples (1 with an input), no problems; 1 repeated prompt"
     assert lines[5].split() == ["not", "split", "total"]
-    assert lines[-2].startswith("3 examples would be split into 2 train, 0 test, 1 validation at fractions")
+    assert lines[-2].startswith(
+        "A run would stop here: 3 examples would be split into 2 train, 0 test, 1 validation at"
+    )
 
 
 def test_check_says_what_was_recognised_and_takes_several_sources(command: Command, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-fewshot", type=whole, metavar="N", help="number of few-shot examples (default: the task's)"
     )
     parser.add_argument("--batch-size", type=natural, default=8, metavar="N", help="requests per batch (default: 8)")
-    parser.add_argument("--base", action="store_true", help="also evaluate the untuned model")
+    parser.add_argument("--base", action="store_true", help="also evaluate the model before training")
     parser.add_argument(
         "--include-path",
         dest="include",

@@ -105,10 +105,9 @@ def _format_number(value: float | None, digits: int) -> str:
 
 
 def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
-    """Print the chosen run and, with `judge_all`, the test scores of all compared with the untuned model's."""
+    """Print the chosen run and, with `judge_all`, the test scores of all compared with the start model's."""
     from hf_instruct.evaluation.comparison import compare_runs
     from hf_instruct.evaluation.scores import format_scores
-    from hf_instruct.schema import UNTUNED
 
     best = sweep.ranked()[0]
     print(f"\n* chosen, validation loss {best.validation_loss:.4f}: {sweep.folder(best).path}")
@@ -120,7 +119,8 @@ def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
     if len(folders) < len(finished) and not judge_all:
         print("  The others were not tested: hf-instruct sweep … --resume --judge-all")
     elif judge_all:
-        # The baseline is the untuned model, because a run chosen for its score would be biased.
-        untuned = [folders[0].path / UNTUNED] if folders[0].read_scores(UNTUNED) else []
-        if len(runs := [*untuned, *(folder.path for folder in folders)]) > 1:
+        # The baseline is the start model, because a run chosen for its score would be biased.
+        start = folders[0].load_experiment().start
+        baseline = [folders[0].path / start] if folders[0].read_scores(start) else []
+        if len(runs := [*baseline, *(folder.path for folder in folders)]) > 1:
             print(f"\n{compare_runs(runs)}")
