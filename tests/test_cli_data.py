@@ -95,6 +95,7 @@ def test_check_as_json_is_what_a_run_writes(command: Command, small_file: Path) 
     assert preflight["examples"] == {"train": 1, "test": 1, "validation": 1, "total": 3}
     assert [len(preflight["seen_in_train"][name]) for name in ("test", "validation")] == [0, 1]
     assert preflight["tokens"] is None
+    assert preflight.keys().isdisjoint({"data_sha256", "prompt_format"})
 
 
 def test_a_split_that_was_asked_for_has_to_be_possible(command: Command, small_file: Path) -> None:

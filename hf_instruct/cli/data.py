@@ -151,7 +151,8 @@ def _check(options: argparse.Namespace) -> None:
         num_left_out=checked.num_without_output,
     )
     if options.json:
-        print(format_json(preflight.to_dict()))
+        # Only a run knows these two.
+        print(format_json(preflight.model_dump(mode="json", exclude={"data_sha256", "prompt_format"})))
     else:
         _print_preflight(preflight, splits, unsplit)
     if settings.strict:
