@@ -54,7 +54,7 @@ def _push(options: argparse.Namespace) -> None:
     from hf_instruct.hub.folder import list_sizes
     from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.publication import PushOptions
-    from hf_instruct.hub.push import push, write_publication
+    from hf_instruct.hub.push import is_publication, push, write_publication
     from hf_instruct.run_folder import RunFolder
 
     if options.out and not options.dry_run:
@@ -64,10 +64,10 @@ def _push(options: argparse.Namespace) -> None:
     if options.dry_run:
         options.resume_hint = "Nothing was published; run the same command again."
         out = options.out or run.path / "publish"
-        before = list_sizes(out) if out.is_dir() else {}
+        before = list_sizes(out) if is_publication(out) else {}
         sizes = write_publication(run, out, options.to, **chosen)
         _print_files(sizes)
-        for name in before.keys() - sizes.keys():
+        for name in sorted(before.keys() - sizes.keys()):
             print(f"{'removed':>10}  {name}")
         print(f"{out}\nNothing was published; the model card is {out / 'README.md'}.")
         for name in _list_f16(sizes):

@@ -60,7 +60,7 @@ def write_publication(run: RunFolder, out: Path, repo_id: str, **options: Any) -
         InstructError: See `push`, for errors about the run; or `out` contains something else.
     """
     plan = plan_publication(run, repo_id, **options)
-    if out.exists() and not _is_publication(out):
+    if out.exists() and not is_publication(out):
         raise PublishError(
             f"`{out}` exists and was not created by `hf-instruct push`, so it is not replaced. Use another folder "
             "with `--out`."
@@ -231,7 +231,8 @@ def _tidy(text: str) -> str:
     return " ".join(str(redact(re.sub(r"\?\S+", "", text))).split()).rstrip(".")
 
 
-def _is_publication(folder: Path) -> bool:
+def is_publication(folder: Path) -> bool:
+    """Return whether a folder was created by `hf-instruct push`, or is empty."""
     card = folder / CARD
     return folder.is_dir() and (
         not any(folder.iterdir()) or (card.is_file() and f"- {_TAG}\n" in card.read_text(encoding="utf-8"))
