@@ -85,7 +85,9 @@ def list_first(items: Iterable[str], most: int = 5) -> list[str]:
     ['a', 'b', 'and 1 more']
     """
     items = list(items)
-    return items[:most] + [f"and {len(items) - most:,} more"] * (len(items) > most)
+    if len(items) <= most:
+        return items
+    return [*items[:most], f"and {len(items) - most:,} more"]
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
