@@ -142,9 +142,13 @@ def run(
         raise ConfigError("A reward function needs an experiment with a `grpo` section, and this one has none.")
     trusted = experiment.model.trust_remote_code
     folder = RunFolder(Path(path), trust_remote_code=trusted, reward_funcs=tuple(reward_funcs))
-    # When training is done, the base model is no longer needed.
+    # When training is done, the base model is no longer needed; when the pairs are made, neither is their file.
     remaining = [stage for stage in stages if force or stage != "train" or not is_done(folder, stage)]
     experiment = check_experiment(experiment, remaining)
+    if "train" in remaining and experiment.dpo is not None and (force or not folder.preferences.exists()):
+        from hf_instruct.preferences.pairs import find_pairs
+
+        find_pairs(experiment.preferences.source)
 
     @_translated_disk_errors(folder)
     def begin() -> None:
@@ -227,7 +231,6 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
         ModelLoadError: The model does not exist or cannot be reached, or bitsandbytes is needed but not installed.
         JudgeUnavailable: The judge is not available.
     """
-    from hf_instruct.data.sources import find_file
     from hf_instruct.models import find_model
     from hf_instruct.prompts import PromptFormat
     from hf_instruct.quantization import check_bitsandbytes
@@ -243,8 +246,6 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
             "export RUN --format merged --out FOLDER` and use that folder, or use the adapter's base model."
         )
     if "train" in stages:
-        if experiment.dpo is not None and experiment.preferences.source != "references":
-            find_file(experiment.preferences.source)
         check_trackers(experiment.training)
         if experiment.model.quantization:
             check_bitsandbytes()

@@ -312,6 +312,29 @@ def test_a_files_pairs_follow_the_splits_of_the_run(
     assert f"left out: {left_out}" in caplog.text
 
 
+def test_a_run_whose_prompts_are_all_tested_has_no_pairs(experiment: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "same.json"
+    file.write_text(json.dumps([{"instruction": "Name a color.", "output": f"{n} blue."} for n in range(20)]))
+    with pytest.raises(DataError, match="gives no pair for the train split"):
+        run({**experiment, "data": {"source": str(file)}}, tmp_path / "run", stages=["data", "train"])
+
+
+def test_a_file_of_pairs_is_needed_until_the_run_has_them(experiment: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    changed = {**experiment, "preferences": {"source": str(file)}}
+    with pytest.raises(DataError, match=r"pairs\.json"):
+        run(changed, tmp_path / "run", stages=["data", "train"])
+    assert not (tmp_path / "run").exists()
+    file.write_text(json.dumps([{"instruction": f"Name {n}.", "chosen": "Yes.", "rejected": "No."} for n in range(30)]))
+    folder = run(changed, tmp_path / "run", stages=["data", "train"])
+    # As after a kill in the middle of training.
+    folder.training_summary.unlink()
+    shutil.rmtree(folder.model)
+    file.unlink()
+    run(changed, folder.path, resume=True, stages=["data", "train"])
+    assert folder.model.is_dir()
+
+
 def test_another_prompt_format_than_the_models_is_refused(
     experiment: dict[str, Any], tiny_gpt2: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from hf_instruct.data.near_duplicates import find_near_duplicates
-from hf_instruct.data.sources import build_dataset, load_split, read_examples
+from hf_instruct.data.sources import build_dataset, find_file, iterate_examples, load_split, read_examples
 from hf_instruct.errors import DataError, list_first
 from hf_instruct.prompts import build_user_message
 from hf_instruct.records import Example
@@ -44,6 +44,12 @@ def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, 
         DataError: The source cannot be read, a side is empty, or the prompts of both differ.
     """
     return build_dataset(read_pairs(source, limit=limit), PreferencePair)
+
+
+def find_pairs(source: str) -> None:
+    """Raise DataError if pairs are to be read from a local file or folder that does not exist."""
+    if source != REFERENCES:
+        find_file(source)
 
 
 def read_pairs(source: Any, *, limit: int | None = None) -> list[PreferencePair]:
@@ -92,9 +98,10 @@ def leave_out_tested(run: RunFolder, rows: Sequence[Row], left_out: Counter[str]
         left_out: Counts of the rows that are left out, by reason; updated.
     """
     examples = [row if isinstance(row, Example) else Example.of(vars(row)) for row in rows]
-    tested = set(map(key_prompt, run.read_split("test")))
+    test = load_split(run, "test")
+    tested = set(map(key_prompt, iterate_examples(test)))
     same = {number for number, example in enumerate(examples) if key_prompt(example) in tested}
-    duplicates = find_near_duplicates(build_dataset(examples, Example), load_split(run, "test"))
+    duplicates = find_near_duplicates(build_dataset(examples, Example), test)
     near = {pair.number for pair in duplicates} - same
     left_out.update({"prompts in the test split": len(same), "near-duplicates of test prompts": len(near)})
     return [row for number, row in enumerate(rows) if number not in same | near]

@@ -189,7 +189,8 @@ def _answer_training_prompts(
         if pair := choose_pair(reference_candidates(example, row.response), left_out):
             preference = build_pair(example, pair[1].text, origin=REFERENCES)
             pairs.append(preference.model_copy(update={"split": split_of[example.id]}))
-    run.preferences_part.unlink()
+    # Not there if no prompt was left to answer.
+    run.preferences_part.unlink(missing_ok=True)
     return pairs
 
 
